@@ -1,0 +1,20 @@
+"""Search spaces whose architecture is made of real numbers. Importing this package loads no torch."""
+
+from search_spaces.faults import Invalid
+from search_spaces.parameters import Choice, Depth, Float, Int, Parameter, Stride, Topology, Value, Width
+from search_spaces.space import Point, Space
+
+__all__ = [
+    "Choice",
+    "Depth",
+    "Float",
+    "Int",
+    "Invalid",
+    "Parameter",
+    "Point",
+    "Space",
+    "Stride",
+    "Topology",
+    "Value",
+    "Width",
+]

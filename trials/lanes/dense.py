@@ -1,0 +1,296 @@
+"""Fused lanes of multi-layer perceptrons: K trainings, each at its own exact sizes, as one program without autograd.
+
+    >>> lanes = DenseLanes(DenseShape(inputs=64, outputs=10), sizes=[(17, 40), (5, 128)], batch=64)
+    >>> lanes.initialise([(0, 0, 0), (0, 1, 0)])
+    >>> lanes.attach(Rule(), {"lr": torch.tensor([0.1, 0.3])})
+    >>> lanes.step(x_BI, y_BO)
+
+Weights lie as [out, 1 + in] with the bias in column 0, activations as [1 + units, batch] with a row of ones on top: a
+layer is one matrix product, its bias included. Each lane's products run at the lane's own sizes; everything elementwise
+runs once over the flat buffers of all lanes. A lane's arithmetic is therefore bitwise the same whatever the other lanes
+are, and a NaN stays in its lane.
+
+`grouped` lays equal shapes side by side and runs batched products instead: the GPU's form.
+
+Legend of shape suffixes: K lanes, B batch, I 1 + inputs, O outputs, R rows, T a whole flat buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trials.lanes.layout import Layout
+from trials.noise import fold, normal
+from trials.optimisers import Optimiser, Rule
+
+aten = torch.ops.aten
+
+_FUNCTION = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "silu": functional.silu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseShape:
+    """What all lanes of a program share. `loss` is cross_entropy, or mse: half the squared error, summed over outputs."""
+
+    inputs: int
+    outputs: int
+    activation: str = "relu"
+    loss: str = "cross_entropy"
+
+
+class DenseLanes:
+    """K multi-layer perceptrons that train together.
+
+    Args:
+        sizes: each lane's hidden sizes; lanes may differ in them, not in their number.
+        batch: rows of a training batch.
+        gated: each unit is multiplied by a grade (`grade`); without it, sizes alone say which units exist.
+        grouped: all lanes share one shape, and batched products serve them.
+    """
+
+    def __init__(
+        self,
+        shape: DenseShape,
+        sizes: Sequence[Sequence[int]],
+        batch: int,
+        *,
+        gated: bool = False,
+        grouped: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shape, self.batch, self.gated, self.grouped = shape, batch, gated, grouped
+        self.device, self.dtype = torch.device(device), dtype
+        self._product = torch.bmm if grouped else torch.mm
+        self._lay(sizes)
+
+    # -- buffers -----------------------------------------------------------------------------------------------------
+
+    def _lay(self, sizes: Sequence[Sequence[int]]) -> None:
+        """Allocate every buffer for `sizes` and cut the views that the step works on."""
+        self.sizes = [tuple(int(n) for n in lane) for lane in sizes]
+        self.hidden, self.lanes = len(self.sizes[0]), len(self.sizes)
+        widths = [(self.shape.inputs, *lane, self.shape.outputs) for lane in self.sizes]
+        self.layout = Layout(
+            [[(b, a + 1) for a, b in zip(w, w[1:], strict=False)] for w in widths], grouped=self.grouped
+        )
+        self.weights_T = self.layout.zeros(self.device, self.dtype)
+        self.gradients_T = self.layout.zeros(self.device, self.dtype)
+        self.units = [
+            Layout([[(1 + lane[i], self.batch)] for lane in self.sizes], grouped=self.grouped)
+            for i in range(self.hidden)
+        ]
+        self._act = [self._with_ones(units) for units in self.units]
+        self._delta = [units.zeros(self.device, self.dtype) for units in self.units]
+        keeps_pre = self.shape.activation in ("gelu", "silu")  # their derivative needs the value before the activation
+        self._pre = [units.zeros(self.device, self.dtype) for units in self.units] if keeps_pre else self._act
+        self._grade = [torch.ones_like(h_T) for h_T in self._act] if self.gated else []
+        self._gated = [self._with_ones(units) for units in self.units] if self.gated else self._act
+        self.logits_KOB = torch.zeros(
+            self.lanes, self.shape.outputs, self.batch, device=self.device, dtype=self.dtype
+        )
+        self._top_KOB = torch.zeros_like(self.logits_KOB)
+        self._cut()
+
+    def _with_ones(self, units: Layout) -> Tensor:
+        h_T = units.zeros(self.device, self.dtype)
+        for view in units.views(h_T, 0):
+            view[..., 0, :] = 1.0
+        return h_T
+
+    def _cut(self) -> None:
+        """The operands of every matrix product, cut once: the step only loops over these lists."""
+
+        def cells(layouts: Sequence[Layout], buffers: Sequence[Tensor]) -> list[list[Tensor]]:
+            return [layout.views(buffer_T, 0) for layout, buffer_T in zip(layouts, buffers, strict=True)]
+
+        w = [self.layout.views(self.weights_T, i) for i in range(self.hidden + 1)]
+        g = [self.layout.views(self.gradients_T, i) for i in range(self.hidden + 1)]
+        h = cells(self.units, self._gated)
+        tops = [[t] if self.grouped else list(t.unbind(0)) for t in (self.logits_KOB, self._top_KOB)]
+        into = [[v[..., 1:, :] for v in layer] for layer in cells(self.units, self._pre)] + [tops[0]]
+        down = [[v[..., 1:, :] for v in layer] for layer in cells(self.units, self._delta)] + [tops[1]]
+        self._weights = w
+        self._first = list(zip(w[0], into[0], strict=True))
+        self._first_gradient = list(zip(down[0], g[0], strict=True))
+        later = range(1, self.hidden + 1)
+        self._up = [list(zip(w[i], h[i - 1], into[i], strict=True)) for i in later]
+        self._down = [list(zip([v[..., 1:].mT for v in w[i]], down[i], down[i - 1], strict=True)) for i in later]
+        self._gradient = [list(zip(down[i], [v.mT for v in h[i - 1]], g[i], strict=True)) for i in later]
+        self._ones = [
+            torch.cat([torch.arange(self.batch) + offset[0] for offset in units.offsets]).to(self.device)
+            for units in self.units
+        ]
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def initialise(
+        self, identities: Sequence[tuple[int, int, int]], live: Sequence[Sequence[float]] | None = None
+    ) -> None:
+        """He initialisation at live fan-in, biases zero; nested by prefix of rows and columns.
+
+        Args:
+            identities: (search seed, trial number, replicate) of each lane: its weights are a function of these alone.
+            live: each lane's real hidden sizes, where they differ from the sizes laid out.
+        """
+        self.identities, self.live = list(identities), [tuple(lane) for lane in live or self.sizes]
+        for lane, (seed, number, replicate) in enumerate(self.identities):
+            for i, fan_in in enumerate([self.shape.inputs, *self.live[lane]]):
+                view = self.layout.lane_view(self.weights_T, lane, i)
+                drawn = normal(fold(seed, "init", number, replicate, i), view.shape[0], view.shape[1] - 1, self.device)
+                view[:, 0] = 0.0
+                view[:, 1:] = drawn.to(self.dtype) * (2.0 / fan_in) ** 0.5
+
+    def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
+        """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
+        self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
+        spread = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
+        self.optimiser = Optimiser(rule, spread, self.weights_T)
+
+    def matrices(self, lane: int, buffer_T: Tensor | None = None) -> list[Tensor]:
+        """A lane's weights (or the same places of another buffer), views [out, 1 + in] with the bias in column 0."""
+        buffer_T = self.weights_T if buffer_T is None else buffer_T
+        return [self.layout.lane_view(buffer_T, lane, i) for i in range(self.hidden + 1)]
+
+    def save_lane(self, lane: int) -> dict[str, Tensor]:
+        """Copies of a lane's weights and optimiser state, by name."""
+        buffers = {"weights": self.weights_T, **self.optimiser.state}
+        return {f"{name}.{i}": m.clone() for name, b in buffers.items() for i, m in enumerate(self.matrices(lane, b))}
+
+    def load_lane(self, lane: int, saved: Mapping[str, Tensor]) -> None:
+        """Put back what `save_lane` gave; where sizes differ, the leading units that both have."""
+        for name, buffer_T in {"weights": self.weights_T, **self.optimiser.state}.items():
+            for i, matrix in enumerate(self.matrices(lane, buffer_T)):
+                old = saved[f"{name}.{i}"].to(self.device, self.dtype)
+                rows, columns = (min(a, b) for a, b in zip(matrix.shape, old.shape, strict=True))
+                matrix[:rows, :columns] = old[:rows, :columns]
+
+    def resize(self, sizes: Sequence[Sequence[int]]) -> None:
+        """Lay the lanes anew. Units that stay keep weights and state; new ones begin as at initialisation, state fresh."""
+        saved = [self.save_lane(lane) for lane in range(self.lanes)]
+        self._lay(sizes)
+        self.initialise(self.identities, self.live)
+        self.attach(self.rule, self.hyper)
+        for lane, tensors in enumerate(saved):
+            self.load_lane(lane, tensors)
+
+    # -- gates -------------------------------------------------------------------------------------------------------
+
+    def grade(self, grades: Sequence[Sequence[Tensor]]) -> None:
+        """Set every unit's grade, `grades[lane][layer]` [units]; updates of units with grade 0, and their state, stop."""
+        alive_T = torch.ones_like(self.weights_T)
+        for lane, layers in enumerate(grades):
+            for i, m in enumerate(layers):
+                self.units[i].lane_view(self._grade[i], lane, 0)[1:] = m.unsqueeze(1)
+                self.layout.lane_view(alive_T, lane, i).mul_((m > 0).unsqueeze(1))
+                self.layout.lane_view(alive_T, lane, i + 1)[:, 1:].mul_(m > 0)
+        self.optimiser.hyper["lr"] = self.layout.spread(self.hyper["lr"]) * alive_T
+        for slot, state_T in self.optimiser.state.items():
+            if not slot.startswith("power"):
+                state_T.mul_(alive_T)
+
+    def grade_gradients(self, x_BI: Tensor, y_BO: Tensor) -> list[list[Tensor]]:
+        """d(lane loss on this batch) / d(grade), `[lane][layer]` [units]; the weights' gradients are left alone."""
+        self.forward(x_BI)
+        found: list[list[Tensor]] = [[] for _ in range(self.lanes)]
+        self._loss_gradient(y_BO)
+        for i in range(self.hidden - 1, -1, -1):
+            for wt, d, out in self._down[i]:
+                self._product(wt, d, out=out)
+            product_T = self._delta[i] * self._act[i]
+            for lane in range(self.lanes):
+                found[lane].insert(0, self.units[i].lane_view(product_T, lane, 0)[1:].sum(1))
+            self._through(i)
+        return found
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def step(self, x_BI: Tensor, y_BO: Tensor) -> None:
+        """One training step of every lane on the same batch (inputs with a leading column of ones, targets as rows)."""
+        self.forward(x_BI)
+        self.backward(x_BI, y_BO)
+        self.optimiser.step(self.weights_T, self.gradients_T)
+
+    def forward(self, x_BI: Tensor) -> Tensor:
+        """Every lane's logits on a batch, [K, O, B]; valid until the next call."""
+        x_IB = x_BI.mT.expand(self.lanes, -1, -1) if self.grouped else x_BI.mT
+        for w, out in self._first:
+            self._product(w, x_IB, out=out)
+        for i in range(self.hidden):
+            self._activate(i)
+            for w, h, out in self._up[i]:
+                self._product(w, h, out=out)
+        return self.logits_KOB
+
+    def backward(self, x_BI: Tensor, y_BO: Tensor) -> None:
+        """Gradients of the sum of lane losses with respect to every weight, into `gradients_T`; follows `forward`."""
+        self._loss_gradient(y_BO)
+        for i in range(self.hidden - 1, -1, -1):
+            for d, ht, g in self._gradient[i]:
+                self._product(d, ht, out=g)
+            for wt, d, out in self._down[i]:
+                self._product(wt, d, out=out)
+            self._through(i)
+        x = x_BI.expand(self.lanes, -1, -1) if self.grouped else x_BI
+        for d, g in self._first_gradient:
+            self._product(d, x, out=g)
+
+    def _activate(self, i: int) -> None:
+        h_T = self._act[i]
+        if self.shape.activation == "relu":
+            h_T.clamp_(min=0)
+        else:
+            if self.shape.activation == "tanh":
+                h_T.tanh_()
+            elif self.shape.activation == "gelu":
+                aten.gelu.out(self._pre[i], out=h_T)
+            else:
+                aten.silu.out(self._pre[i], out=h_T)
+            h_T.index_fill_(0, self._ones[i], 1.0)
+        if self.gated:
+            torch.mul(h_T, self._grade[i], out=self._gated[i])
+
+    def _through(self, i: int) -> None:
+        """From d/d(gated unit) to d/d(unit before its activation), in place."""
+        delta_T = self._delta[i]
+        if self.gated:
+            delta_T.mul_(self._grade[i])
+        if self.shape.activation == "relu":
+            aten.threshold_backward.grad_input(delta_T, self._act[i], 0, grad_input=delta_T)
+        elif self.shape.activation == "tanh":
+            aten.tanh_backward.grad_input(delta_T, self._act[i], grad_input=delta_T)
+        elif self.shape.activation == "gelu":
+            aten.gelu_backward.grad_input(delta_T, self._pre[i], grad_input=delta_T)
+        else:
+            aten.silu_backward.grad_input(delta_T, self._pre[i], grad_input=delta_T)
+
+    def _loss_gradient(self, y_BO: Tensor) -> None:
+        if self.shape.loss == "cross_entropy":
+            torch.softmax(self.logits_KOB, 1, out=self._top_KOB)
+            self._top_KOB.sub_(y_BO.mT)
+        else:
+            torch.sub(self.logits_KOB, y_BO.mT, out=self._top_KOB)
+        self._top_KOB.mul_(1.0 / self.batch)
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def predict(self, x_RI: Tensor) -> Tensor:
+        """Every lane's logits on any number of rows, [K, O, R]; touches no buffer of the step."""
+        act = _FUNCTION[self.shape.activation]
+        out = []
+        for c in range(len(self._weights[0])):
+            h = x_RI.mT
+            for i in range(self.hidden + 1):
+                z = torch.matmul(self._weights[i][c], h)
+                if i < self.hidden:
+                    z = act(z)
+                    if self.gated:
+                        z = z * self.units[i].views(self._grade[i], 0)[c][..., 1:, :1]
+                    h = functional.pad(z, (0, 0, 1, 0), value=1.0)
+            out.append(z)
+        return out[0] if self.grouped else torch.stack(out)

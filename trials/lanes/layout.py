@@ -1,0 +1,71 @@
+"""Where the matrices of many lanes lie in one flat buffer.
+
+A lane's matrix gets a span of its own, so lanes of different sizes share a buffer without padding: elementwise work runs
+once over the whole buffer, and each matrix product runs at its lane's own size. Spans begin at multiples of 16 numbers
+(64 bytes), so that a lane's arithmetic never depends on its neighbours.
+
+On a GPU, lanes of one shape lie side by side instead (`grouped`), and one batched product serves them all.
+
+Legend of shape suffixes: T the whole buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16
+
+
+class Layout:
+    """Spans for `shapes[lane][part] = (rows, columns)`, part by part: all lanes' first matrices, then all seconds.
+
+    Args:
+        grouped: lanes share one shape; `views` gives one [K, rows, columns] tensor a part.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[tuple[int, int]]], *, grouped: bool = False) -> None:
+        self.shapes = [list(parts) for parts in shapes]
+        self.grouped = grouped
+        if grouped and any(parts != self.shapes[0] for parts in self.shapes):
+            raise ValueError("grouped lanes must share one shape")
+        self.lanes, self.parts = len(self.shapes), len(self.shapes[0])
+        self.offsets: list[list[int]] = [[0] * self.parts for _ in self.shapes]
+        spans: list[int] = []
+        owners: list[int] = []
+        place = 0
+        for part in range(self.parts):
+            for lane, parts in enumerate(self.shapes):
+                rows, columns = parts[part]
+                span = rows * columns if grouped else -(-rows * columns // ALIGNMENT) * ALIGNMENT
+                self.offsets[lane][part] = place
+                spans.append(span)
+                owners.append(lane)
+                place += span
+        self.size = place
+        self._spans, self._owners = torch.tensor(spans), torch.tensor(owners)
+
+    def zeros(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A zeroed buffer [T]."""
+        return torch.zeros(self.size, device=device, dtype=dtype)
+
+    def lane_view(self, buffer_T: Tensor, lane: int, part: int) -> Tensor:
+        """One lane's matrix, a view [rows, columns]."""
+        rows, columns = self.shapes[lane][part]
+        offset = self.offsets[lane][part]
+        return buffer_T[offset : offset + rows * columns].view(rows, columns)
+
+    def views(self, buffer_T: Tensor, part: int) -> list[Tensor]:
+        """All lanes' matrices of a part: a view [rows, columns] each, or a single [K, rows, columns] when grouped."""
+        if not self.grouped:
+            return [self.lane_view(buffer_T, lane, part) for lane in range(self.lanes)]
+        rows, columns = self.shapes[0][part]
+        offset = self.offsets[0][part]
+        return [buffer_T[offset : offset + self.lanes * rows * columns].view(self.lanes, rows, columns)]
+
+    def spread(self, values_K: Tensor) -> Tensor:
+        """Each lane's number at every place of its spans, [K] -> [T]."""
+        device = values_K.device
+        return torch.repeat_interleave(values_K[self._owners.to(device)], self._spans.to(device))
