@@ -7,6 +7,7 @@ sizes both figures equal a real count of the materialised network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 
@@ -21,11 +22,11 @@ def mlp_flops(inputs: int, sizes: Sequence[Any], outputs: int) -> Any:
 
 
 def mlp_training_flops(inputs: int, sizes: Sequence[Any], outputs: int) -> Any:
-    """FLOPs of one example's training pass: forward, weight gradients, and input gradients of all but the first layer."""
+    """FLOPs of one example's training pass: forward, weight gradients, input gradients of all but the first layer."""
     (first_in, first_out), *_ = pairs = _pairs(inputs, sizes, outputs)
     return sum(6 * a * b for a, b in pairs) - 2 * first_in * first_out
 
 
 def _pairs(inputs: int, sizes: Sequence[Any], outputs: int) -> list[tuple[Any, Any]]:
     widths = [inputs, *sizes, outputs]
-    return list(zip(widths, widths[1:], strict=False))
+    return list(pairwise(widths))

@@ -1,20 +1,21 @@
 """The multi-layer perceptron as modules: relaxed (gated, of maximum size) and plain (of whole sizes).
 
-    >>> relaxed = GatedMLP(64, (128, 128), 10)
-    >>> gates_of(relaxed)["width.0"].n.data.fill_(17)
-    >>> materialise(relaxed)          # Sequential: 64 -> 17 -> 128 -> 10
+>>> relaxed = GatedMLP(64, (128, 128), 10)
+>>> gates_of(relaxed)["width.0"].n.data.fill_(17)
+>>> materialise(relaxed)          # Sequential: 64 -> 17 -> 128 -> 10
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from search_spaces.width import WidthGate
 
-ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
+ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
@@ -37,7 +38,7 @@ class GatedMLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = [inputs, *maxima, outputs]
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activation = ACTIVATION_MODULES[activation]()
         self.gates = nn.ModuleList(
             WidthGate(f"width.{i}", maximum, membership=membership, tau=tau) for i, maximum in enumerate(maxima)
@@ -51,9 +52,7 @@ class GatedMLP(nn.Module):
         return out
 
 
-def plain_mlp(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str = "relu"
-) -> nn.Sequential:
+def plain_mlp(weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str = "relu") -> nn.Sequential:
     """A plain network from its matrices [out, in] and biases [out], layer by layer."""
     layers: list[nn.Module] = []
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -70,10 +69,14 @@ def materialise(network: GatedMLP) -> nn.Sequential:
 
     Equal to the relaxed network where every size is whole and its membership is the interval's.
     """
-    kept = [network.linears[0].in_features]
-    kept += [min(int(float(gate.n) + 0.5), gate.maximum) for gate in network.gates]  # type: ignore[arg-type]
-    kept.append(network.linears[-1].out_features)
-    weights = [linear.weight[:b, :a] for linear, a, b in zip(network.linears, kept, kept[1:], strict=False)]
-    biases = [linear.bias[:b] for linear, b in zip(network.linears, kept[1:], strict=True)]
-    name = next(key for key, make in ACTIVATION_MODULES.items() if isinstance(network.activation, make))  # type: ignore[arg-type]
+    linears = [layer for layer in network.linears if isinstance(layer, nn.Linear)]
+    gates = [gate for gate in network.gates if isinstance(gate, WidthGate)]
+    kept = [
+        linears[0].in_features,
+        *(min(int(float(gate.n) + 0.5), gate.maximum) for gate in gates),
+        linears[-1].out_features,
+    ]
+    weights = [layer.weight[:b, :a] for layer, (a, b) in zip(linears, pairwise(kept), strict=True)]
+    biases = [layer.bias[:b] for layer, b in zip(linears, kept[1:], strict=True)]
+    name = next(key for key, make in ACTIVATION_MODULES.items() if type(network.activation) is make)
     return plain_mlp(weights, biases, name)

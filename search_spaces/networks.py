@@ -76,7 +76,9 @@ class MLP:
                 if options is None:
                     faults.append(f"space.{name}: must be a choice among {', '.join(ACTIVATIONS)}.")
                 else:
-                    faults += [unknown(f"space.{name}", o, ACTIVATIONS, "activation") for o in options if o not in ACTIVATIONS]
+                    faults += [
+                        unknown(f"space.{name}", o, ACTIVATIONS, "activation") for o in options if o not in ACTIVATIONS
+                    ]
         return faults
 
     def owns(self, name: str) -> bool:

@@ -63,7 +63,7 @@ class Parameter:
         for item in fields(self):
             value = getattr(self, item.name)
             default = item.default_factory() if item.default_factory is not MISSING else item.default
-            if value != default or item.default is MISSING and item.default_factory is MISSING:
+            if value != default:
                 out[item.name] = _plain(value)
         return out
 
@@ -249,8 +249,8 @@ OPERATIONS = ("linear", "conv1", "conv3", "conv5", "separable", "max_pool", "avg
 
 @dataclass(frozen=True, kw_only=True)
 class Topology(Parameter):
-    """A graph as numbers in [0, 1], one per edge and operation (`free`), a few per kernel (`graphon`), or one per trellis
-    edge (`fabric`, over `layers` x `scales`, each node fed by its own and the neighbouring scales)."""
+    """A graph as numbers in [0, 1]: one per edge and operation (`free`), a few per kernel (`graphon`), or one per
+    edge of a trellis (`fabric`, over `layers` x `scales`, each node fed by its own and the neighbouring scales)."""
 
     type: ClassVar[str] = "topology"
     movable: ClassVar[bool] = True
@@ -268,9 +268,11 @@ class Topology(Parameter):
         faults = []
         if self.kind not in ("free", "graphon", "fabric"):
             faults.append(unknown(f"{where}.kind", self.kind, ("free", "graphon", "fabric"), "kind of topology"))
-        for key in ("nodes", "coefficients", "layers", "scales"):
-            if not _is_whole(getattr(self, key)) or getattr(self, key) < 1:
-                faults.append(f"{where}.{key}: must be a whole number of at least 1, but got {getattr(self, key)!r}.")
+        faults += [
+            f"{where}.{key}: must be a whole number of at least 1, but got {getattr(self, key)!r}."
+            for key in ("nodes", "coefficients", "layers", "scales")
+            if not _is_whole(getattr(self, key)) or getattr(self, key) < 1
+        ]
         if not isinstance(self.operations, tuple) or not self.operations:
             faults.append(f"{where}.operations: must name at least one operation, but got {self.operations!r}.")
         else:
@@ -301,9 +303,7 @@ class Topology(Parameter):
         return {f"{name}.{i}": one for i in range(self.size)}
 
 
-TYPES: dict[str, type[Parameter]] = {
-    cls.type: cls for cls in (Float, Int, Choice, Width, Stride, Depth, Topology)
-}
+TYPES: dict[str, type[Parameter]] = {cls.type: cls for cls in (Float, Int, Choice, Width, Stride, Depth, Topology)}
 
 
 def parameter_from_dict(where: str, data: object) -> tuple[Parameter | None, list[str]]:

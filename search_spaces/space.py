@@ -94,6 +94,10 @@ class Space:
             if _holds(parameter, point):
                 yield name, parameter
 
+    def exists(self, name: str, point: Mapping[str, Value]) -> bool:
+        """Whether the coordinate exists at `point`, in which its parents stand already."""
+        return _holds(self.coordinates[name], point)
+
     def sample(self, rng: np.random.Generator) -> Point:
         """One point, uniform on each parameter's own scale; draws the same numbers whatever the conditions say."""
         return self.decode(rng.random(len(self.coordinates)))

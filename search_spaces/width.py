@@ -24,7 +24,9 @@ class WidthGate(nn.Module):
         dim: the axis of the units: -1 after a linear layer, 1 for channels.
     """
 
-    def __init__(self, name: str, maximum: int, *, membership: str = "interval", tau: float = 0.3, dim: int = -1) -> None:
+    def __init__(
+        self, name: str, maximum: int, *, membership: str = "interval", tau: float = 0.3, dim: int = -1
+    ) -> None:
         super().__init__()
         self.name, self.maximum, self.membership, self.tau, self.dim = name, maximum, membership, tau, dim
         self.n = nn.Parameter(torch.tensor(float(maximum)))

@@ -1,7 +1,7 @@
 """What travels between the controller, the workers and the store: frozen values, no behaviour beyond their own facts.
 
     Trial    one point of the space, followed across rungs
-    Bundle   trials of equal signature, trained together from step a to step b; one *lane* per (trial, replicate)
+    Bundle   trials of equal signature, trained together; one *lane* per (trial, replicate)
     Report   what a trial measured at a step
     Outcome  how one attempt at a trial ended, and where gradients left its point
 
@@ -57,19 +57,15 @@ def trial_id(search_id: str, number: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Trials that train as one program from `start` to `stop` (steps), each with `replicates` lanes.
-
-    `attempt` counts from 0; `resumes` names the checkpoint that holds the lanes at `start` (None: from scratch).
-    """
+    """Trials of equal signature that train as one program. `attempt` counts from 0; `seconds` is how long it may take
+    before its trials end as CANCELLED (None: without limit)."""
 
     search_id: str
     id: str
     attempt: int = 0
     generation: int
     trials: tuple[Trial, ...]
-    start: int = 0
-    stop: int | None = None  # None: the last step of the training
-    resumes: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

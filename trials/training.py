@@ -32,7 +32,7 @@ STRUCTURAL = ("optimizer", "nesterov", "batch_size", "epochs")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training run. `momentum` is SGD's; `beta1`, `beta2` are Adam's. `weight_decay` is decoupled for adamw only."""
+    """One training run. `momentum` is SGD's; `beta1`, `beta2` are Adam's; adamw's `weight_decay` is decoupled."""
 
     optimizer: str = "sgd"
     nesterov: bool = False
@@ -49,7 +49,8 @@ class Training:
         faults = []
         if self.optimizer not in OPTIMIZERS:
             faults.append(unknown(f"{where}.optimizer", self.optimizer, OPTIMIZERS, "optimizer"))
-        if not isinstance(self.nesterov, bool):
+        nesterov: object = self.nesterov
+        if not isinstance(nesterov, bool):
             faults.append(f"{where}.nesterov: must be true or false, but got {self.nesterov!r}.")
         for key in ("batch_size", "epochs"):
             value = getattr(self, key)

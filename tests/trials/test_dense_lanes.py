@@ -77,7 +77,11 @@ def hyperparameters(lanes):
 
 def fused(sizes, *, activation="relu", loss="cross_entropy", rule="momentum", dtype=torch.float32, first=0, **kwargs):
     lanes = DenseLanes(
-        DenseShape(inputs=INPUTS, outputs=OUTPUTS, activation=activation, loss=loss), sizes, BATCH, dtype=dtype, **kwargs
+        DenseShape(inputs=INPUTS, outputs=OUTPUTS, activation=activation, loss=loss),
+        sizes,
+        BATCH,
+        dtype=dtype,
+        **kwargs,
     )
     lanes.initialise([(3, first + k, 0) for k in range(len(sizes))])
     lanes.attach(RULES[rule][0], {n: v.to(dtype) for n, v in hyperparameters(len(sizes)).items()})
@@ -248,7 +252,9 @@ def test_resize_keeps_what_stays_and_initialises_what_is_new():
     fresh = fused([(7, 9), (8, 4)], gated=True)
     for step in range(5):
         lanes.step(*data(seed=step)[:2])
-    before, velocity = ([m.clone() for m in lanes.matrices(0, b)] for b in (lanes.weights_T, lanes.optimiser.state["velocity"]))
+    before, velocity = (
+        [m.clone() for m in lanes.matrices(0, b)] for b in (lanes.weights_T, lanes.optimiser.state["velocity"])
+    )
     lanes.resize([(7, 9), (8, 4)])
     first, second, _ = lanes.matrices(0)
     assert torch.equal(first[:5], before[0])

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ _FUNCTION = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "s
 
 @dataclass(frozen=True, kw_only=True)
 class DenseShape:
-    """What all lanes of a program share. `loss` is cross_entropy, or mse: half the squared error, summed over outputs."""
+    """What all lanes of a program share. `loss` is cross_entropy, or mse: half the squared error over all outputs."""
 
     inputs: int
     outputs: int
@@ -76,9 +77,7 @@ class DenseLanes:
         self.sizes = [tuple(int(n) for n in lane) for lane in sizes]
         self.hidden, self.lanes = len(self.sizes[0]), len(self.sizes)
         widths = [(self.shape.inputs, *lane, self.shape.outputs) for lane in self.sizes]
-        self.layout = Layout(
-            [[(b, a + 1) for a, b in zip(w, w[1:], strict=False)] for w in widths], grouped=self.grouped
-        )
+        self.layout = Layout([[(b, a + 1) for a, b in pairwise(w)] for w in widths], grouped=self.grouped)
         self.weights_T = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
         self.units = [
@@ -91,9 +90,7 @@ class DenseLanes:
         self._pre = [units.zeros(self.device, self.dtype) for units in self.units] if keeps_pre else self._act
         self._grade = [torch.ones_like(h_T) for h_T in self._act] if self.gated else []
         self._gated = [self._with_ones(units) for units in self.units] if self.gated else self._act
-        self.logits_KOB = torch.zeros(
-            self.lanes, self.shape.outputs, self.batch, device=self.device, dtype=self.dtype
-        )
+        self.logits_KOB = torch.zeros(self.lanes, self.shape.outputs, self.batch, device=self.device, dtype=self.dtype)
         self._top_KOB = torch.zeros_like(self.logits_KOB)
         self._cut()
 
@@ -171,7 +168,7 @@ class DenseLanes:
                 matrix[:rows, :columns] = old[:rows, :columns]
 
     def resize(self, sizes: Sequence[Sequence[int]]) -> None:
-        """Lay the lanes anew. Units that stay keep weights and state; new ones begin as at initialisation, state fresh."""
+        """Lay the lanes anew: units that stay keep weights and state; new ones begin as at initialisation."""
         saved = [self.save_lane(lane) for lane in range(self.lanes)]
         self._lay(sizes)
         self.initialise(self.identities, self.live)
@@ -182,7 +179,7 @@ class DenseLanes:
     # -- gates -------------------------------------------------------------------------------------------------------
 
     def grade(self, grades: Sequence[Sequence[Tensor]]) -> None:
-        """Set every unit's grade, `grades[lane][layer]` [units]; updates of units with grade 0, and their state, stop."""
+        """Set every unit's grade, `grades[lane][layer]` [units]; units of grade 0 rest, their state is forgotten."""
         alive_T = torch.ones_like(self.weights_T)
         for lane, layers in enumerate(grades):
             for i, m in enumerate(layers):

@@ -1,7 +1,7 @@
 """Where the matrices of many lanes lie in one flat buffer.
 
-A lane's matrix gets a span of its own, so lanes of different sizes share a buffer without padding: elementwise work runs
-once over the whole buffer, and each matrix product runs at its lane's own size. Spans begin at multiples of 16 numbers
+A lane's matrix gets a span of its own, so lanes of different sizes share a buffer without padding: elementwise work
+runs once over the whole buffer, each matrix product at its lane's own size. Spans begin at multiples of 16 numbers
 (64 bytes), so that a lane's arithmetic never depends on its neighbours.
 
 On a GPU, lanes of one shape lie side by side instead (`grouped`), and one batched product serves them all.

@@ -1,0 +1,49 @@
+"""From real sizes to whole ones that still meet the bounds.
+
+>>> round_within(network, {"width.0": 40.6, "width.1": 70.2, "lr": 0.1}, {"parameters": 6000}, 64, 10, space)
+{'width.0': 41, 'width.1': 69, 'lr': 0.1}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from search_spaces.networks import MLP
+from search_spaces.parameters import Real, Value
+from search_spaces.space import Point, Space
+
+
+def excess(network: MLP, point: Mapping[str, Value], bounds: Mapping[str, float], inputs: int, outputs: int) -> float:
+    """The largest cost / bound - 1 of the network at `point`: at most 0 when every bound is met."""
+    costs = network.costs(network.sizes(point), inputs, outputs)
+    return max((float(costs[name]) / bound - 1.0 for name, bound in bounds.items()), default=0.0)
+
+
+def round_within(
+    network: MLP, point: Point, bounds: Mapping[str, float], inputs: int, outputs: int, space: Space
+) -> Point:
+    """The nearest whole sizes that meet the bounds: all gated sizes shrink by one common factor, as little as needed.
+
+    No size falls below the least whole number its range allows; where even those overshoot, they are returned.
+    """
+
+    def shrunk(factor: float) -> Point:
+        scaled = {
+            name: max(float(value) * factor, _least(space, name)) if name in network.gates else value  # type: ignore[arg-type]
+            for name, value in point.items()
+        }
+        return network.rounded(scaled)
+
+    if excess(network, shrunk(1.0), bounds, inputs, outputs) <= 0:
+        return shrunk(1.0)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        meets = excess(network, shrunk(middle), bounds, inputs, outputs) <= 0
+        low, high = (middle, high) if meets else (low, middle)
+    return shrunk(low)
+
+
+def _least(space: Space, name: str) -> float:
+    parameter = space.parameters.get(name)
+    return float(-(-parameter.low // 1)) if isinstance(parameter, Real) else 1.0

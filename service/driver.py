@@ -1,0 +1,185 @@
+"""Runs one search from its spec to its end, or goes on with one that was cut off.
+
+    >>> result = run(spec, task, Store("runs"), executor="local")
+    >>> result.progress.best.value
+
+The driver holds the store's lease while it runs: a second one is refused. Whatever happens to it, what was told is in
+the store, and `resume` goes on exactly as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import pyarrow
+import torch
+
+from service.controller import Controller, Progress
+from service.executors import Crew
+from service.executors.here import Here
+from service.executors.local import LocalWorkers
+from service.planning import goal_of, plan_of, sampler_of
+from service.slot import Job
+from service.spec import SearchSpec, check
+from trials.calibrate import calibrate
+from trials.plan import Plan
+from trials.store import SearchStore, Store
+from trials.tasks import Task
+
+Executor = Literal["local", "ray", "here"]
+Watch = Callable[[Progress], None]
+TICK = 0.25  # seconds between looks at the progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended. `state` is complete, interrupted (resumable) or failed."""
+
+    search_id: str
+    state: str
+    progress: Progress
+    lanes: int
+
+
+def new_search_id(name: str) -> str:
+    """A fresh id: the spec's name, made fit for a file name, and six random digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "search"
+    return f"{slug}-{secrets.token_hex(3)}"
+
+
+def run(
+    spec: SearchSpec,
+    task: Task | Callable[..., Any],
+    store: Store,
+    *,
+    executor: Executor = "local",
+    search_id: str | None = None,
+    directory: Path | None = None,
+    watch: Watch | None = None,
+    interrupted: threading.Event | None = None,
+) -> Result:
+    """Run a new search to its end. `watch` is shown the progress; setting `interrupted` stops it, resumable."""
+    name = search_id or new_search_id(spec.name)
+    versions = {"torch": torch.__version__, "optuna": optuna.__version__, "pyarrow": pyarrow.__version__}
+    document = {"spec": spec.to_dict(), "directory": str(directory or Path.cwd()), "versions": versions}
+    search = store.create(name, {"name": spec.name, **document})
+    return _drive(search, spec, task, store, executor, directory, watch, interrupted)
+
+
+def resume(
+    store: Store,
+    search_id: str,
+    *,
+    executor: Executor = "local",
+    watch: Watch | None = None,
+    interrupted: threading.Event | None = None,
+) -> Result:
+    """Go on with a search. Raises NotFound, Invalid (its data are gone), or Held (another driver has it)."""
+    search = store.search(search_id)
+    document = search.spec()
+    directory = Path(document["directory"])
+    spec, task = check(document["spec"], directory=directory)
+    return _drive(search, spec, task, store, executor, directory, watch, interrupted)
+
+
+def _drive(
+    search: SearchStore,
+    spec: SearchSpec,
+    task: Task | Callable[..., Any],
+    store: Store,
+    executor: Executor,
+    directory: Path | None,
+    watch: Watch | None,
+    interrupted: threading.Event | None,
+) -> Result:
+    with search.lease() as lease:
+        plan = plan_of(spec, task)
+        lanes, measured = _lanes(search, spec, plan)
+        job = Job(
+            spec=spec.to_dict(),
+            store=str(store.root.absolute()),
+            search_id=search.id,
+            threads=max(1, int(spec.resources.cpus_per_worker)),
+            directory=str((directory or Path.cwd()).absolute()),
+        )
+        make = partial(make_controller, job.store, search.id, lease.epoch, spec, plan, lanes)
+        crew = _crew(executor, make, job, spec)
+        try:
+            crew.controller.note("state", {"state": "running"})
+            if measured is not None:
+                crew.controller.note("calibrated", measured)
+            _oversee(crew, watch or (lambda _: None), interrupted or threading.Event())
+            progress = crew.controller.progress()
+            state = "failed" if progress.failure else "complete" if progress.done else "interrupted"
+            crew.controller.note("state", {"state": state})
+        finally:
+            crew.shutdown()
+        return Result(search_id=search.id, state=state, progress=progress, lanes=lanes)
+
+
+def make_controller(root: str, search_id: str, epoch: int, spec: SearchSpec, plan: Plan, lanes: int) -> Controller:
+    """The search's controller, replayed from its log; called where the controller is to live."""
+    search = Store(root).search(search_id)
+    return Controller(
+        search,
+        search.log_writer(epoch),
+        plan,
+        sampler_of(spec, plan),
+        goal=goal_of(spec),
+        batch=spec.batch_size(),
+        lanes=lanes,
+    )
+
+
+def _crew(executor: Executor, make: Callable[[], Controller], job: Job, spec: SearchSpec) -> Crew:
+    wanted = spec.resources
+    if executor == "ray":
+        from service.executors.ray_tune import RayWorkers
+
+        return RayWorkers(make, job, wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
+    if executor == "here":
+        return Here(make(), job)
+    return LocalWorkers(make(), job, wanted.workers)
+
+
+def _oversee(crew: Crew, watch: Watch, interrupted: threading.Event) -> None:
+    """Let the crew work in its own thread, look on, and pass on an interruption. Raises what the crew raised."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            crew.run()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, name="crew")
+    thread.start()
+    while thread.is_alive():
+        thread.join(TICK)
+        watch(crew.controller.progress())
+        if interrupted.is_set():
+            crew.stop()
+            thread.join()
+    if raised:
+        raise raised[0]
+
+
+def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, dict[str, Any] | None]:
+    """The lane count: the spec's, the one measured before, or one measured now (with the event that records it)."""
+    if isinstance(spec.resources.lanes, int):
+        return spec.resources.lanes, None
+    for event in search.log():
+        if event.kind == "calibrated":
+            return int(event.body["lanes"]), None
+    most = -(-spec.batch_size() // spec.resources.workers)  # more would leave a worker without a bundle
+    found = calibrate(plan, most=most)
+    seconds = {str(lanes): s for lanes, s in found.seconds.items()}
+    return found.lanes, {"lanes": found.lanes, "seconds": seconds, "device_s": found.device_s}

@@ -1,0 +1,50 @@
+"""From the declaration to what runs: a spec and its task become a plan, a sampler and a goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from service.controller import Goal
+from service.samplers import Sampler, make_sampler
+from service.spec import SearchSpec
+from trials.plan import Plan
+from trials.tasks import Task
+
+
+def plan_of(spec: SearchSpec, task: Task | Callable[..., Any]) -> Plan:
+    """What every bundle of the search shares. The spec's `auto`s that depend on the task are filled in already."""
+    fused = isinstance(task, Task)
+    return Plan(
+        space=spec.space,
+        training=spec.training,
+        task=task if isinstance(task, Task) else None,
+        network=spec.network if fused else None,
+        objective=None if isinstance(task, Task) else task,
+        method=spec.search.hypergradient,
+        metric=spec.objective.metric,
+        mode=spec.objective.mode,
+        bounds={name: bound.max for name, bound in spec.constraints.items()},
+        seeds=spec.replicates.seeds,
+        realise=spec.realise,
+        seed=spec.seed,
+    )
+
+
+def sampler_of(spec: SearchSpec, plan: Plan) -> Sampler:
+    """The sampler that the spec names, bounded by the plan."""
+    chosen = spec.search.sampler
+    options = {"startup": chosen.startup} if chosen.kind == "tpe" else {}
+    return make_sampler(chosen.kind, spec.space, seed=spec.seed, mode=plan.mode, excess=plan.excess, options=options)
+
+
+def goal_of(spec: SearchSpec) -> Goal:
+    """When the search is over."""
+    budget = spec.budget
+    return Goal(
+        trials=budget.trials,
+        epochs=budget.epochs,
+        flops=budget.flops,
+        device_seconds=budget.device_seconds,
+        wall_seconds=budget.wall_seconds,
+    )

@@ -1,0 +1,72 @@
+"""A worker slot: pull a bundle, train it, store its records, say so; until there is nothing left.
+
+The whole of a worker is `serve`; executors differ only in how a slot reaches its controller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from service.controller import Done
+from service.planning import plan_of
+from service.spec import check
+from trials.records import Bundle, Outcome
+from trials.store import SearchStore, Store
+from trials.train import Trainer
+
+FLUSH_EVERY = 1.0  # seconds between durable reports of a running bundle
+
+
+class Source(Protocol):
+    """What a slot needs of its controller."""
+
+    def pull(self, worker: str) -> Bundle | Done | None: ...
+
+    def finish(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker process needs to know, as plain data. `directory` is where the user's own modules are found."""
+
+    spec: Mapping[str, Any]
+    store: str
+    search_id: str
+    threads: int = 1
+    directory: str = ""
+
+    def open(self) -> tuple[SearchStore, Trainer]:
+        """The search's store and a trainer with its data loaded."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        spec, task = check(self.spec, directory=Path(self.directory) if self.directory else None)
+        device = "cuda" if spec.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+        return Store.open_for_reading(self.store).search(self.search_id), Trainer(plan_of(spec, task), device)
+
+
+def serve(source: Source, search: SearchStore, trainer: Trainer, worker: str) -> None:
+    """Train bundles until the controller is done."""
+    while not isinstance(bundle := source.pull(worker), Done):
+        if bundle is not None:
+            source.finish(bundle, train_and_store(search, trainer, bundle, worker))
+
+
+def train_and_store(search: SearchStore, trainer: Trainer, bundle: Bundle, worker: str) -> list[Outcome]:
+    """One attempt, durable and closed when this returns."""
+    writer = search.attempt_writer(bundle.id, bundle.attempt)
+    outcomes: list[Outcome] = []
+    flushed = time.monotonic()
+    for record in trainer.train(bundle, worker=worker):
+        writer.append(record)
+        if isinstance(record, Outcome):
+            outcomes.append(record)
+        elif time.monotonic() - flushed > FLUSH_EVERY:
+            writer.flush()
+            flushed = time.monotonic()
+    writer.close()
+    return outcomes

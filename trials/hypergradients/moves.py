@@ -1,0 +1,102 @@
+"""Steps of the architecture: sizes in the unit cube, an outer optimiser, and dual ascent on the bounds.
+
+    >>> moves = Moves(method, scales=[(4, 128, True)], start=n_KG, bounds=..., cost=...)
+    >>> n_KG = moves.step(gradient_KG)
+
+The Lagrangian of lane k is  L_k(n) + lambda_k g(n) + damping/2 max(0, g(n))^2  with  g(n) = cost(n) / bound - 1  for
+each bound; lambda_k >= 0 climbs by dual_lr * g (Bertsekas 1982, section 2). Everything is per lane, in float64.
+
+Legend of shape suffixes: K lanes, G gates, C bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trials.hypergradients.method import Method
+
+Scale = tuple[float, float, bool]  # low, high, log
+
+
+class Moves:
+    """The architecture of K lanes on its way.
+
+    Args:
+        scales: (low, high, log) of each gate; a gate that does not move has low == high.
+        start: the sizes where the lanes begin, [K, G].
+        bounds: cost name -> its greatest value.
+        cost: sizes (a list of G tensors [K]) -> cost name -> [K], differentiable.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        scales: Sequence[Scale],
+        start: Tensor,
+        bounds: Mapping[str, float],
+        cost: Callable[[list[Tensor]], Mapping[str, Tensor]],
+    ) -> None:
+        self.method, self.bounds, self.cost = method, dict(bounds), cost
+        low, high, log = zip(*scales, strict=True)
+        self._low, self._high = (torch.tensor(v, dtype=torch.float64) for v in (low, high))
+        self._log = torch.tensor(log)
+        self._moves = self._high > self._low
+        self.n_KG = start.double().clone()
+        self._u_KG = self._encode(self.n_KG)
+        self._mean_KG, self._square_KG = torch.zeros_like(self.n_KG), torch.zeros_like(self.n_KG)
+        self.dual_KC = torch.zeros(len(start), len(self.bounds), dtype=torch.float64)
+        self._steps = 0
+
+    def step(self, gradient_KG: Tensor) -> Tensor:
+        """Move by d(objective)/d(sizes) and return the new sizes, [K, G]. A lane whose gradient is not finite rests."""
+        n_KG = self.n_KG.clone().requires_grad_()
+        total_KG = gradient_KG.double() + self._dual_gradient(n_KG)
+        per_unit_KG = torch.where(
+            self._log, self.n_KG * (self._high / self._low.clamp(min=1e-300)).log(), self._high - self._low
+        )
+        slope_KG = torch.nan_to_num(total_KG * per_unit_KG, nan=0.0, posinf=0.0, neginf=0.0) * self._moves
+        self._steps += 1
+        self._u_KG = (self._u_KG - self.method.lr * self._direction(slope_KG)).clamp(0.0, 1.0)
+        self.n_KG = torch.where(self._moves, self._decode(self._u_KG), self.n_KG)
+        return self.n_KG
+
+    def _direction(self, slope_KG: Tensor) -> Tensor:
+        if self.method.optimizer == "sgd":
+            return slope_KG
+        self._mean_KG = 0.9 * self._mean_KG + 0.1 * slope_KG
+        self._square_KG = 0.99 * self._square_KG + 0.01 * slope_KG**2
+        mean_KG = self._mean_KG / (1 - 0.9**self._steps)
+        return mean_KG / ((self._square_KG / (1 - 0.99**self._steps)).sqrt() + 1e-12)
+
+    def _dual_gradient(self, n_KG: Tensor) -> Tensor:
+        if not self.bounds:
+            return torch.zeros_like(n_KG)
+        costs = self.cost(list(n_KG.unbind(1)))
+        excess_KC = torch.stack([costs[name] / bound - 1.0 for name, bound in self.bounds.items()], 1)
+        with torch.no_grad():
+            self.dual_KC = (self.dual_KC + self.method.dual_lr * excess_KC).clamp(min=0.0)
+            pull_KC = self.dual_KC + self.method.damping * excess_KC.clamp(min=0.0)
+        (gradient_KG,) = torch.autograd.grad(excess_KC, n_KG, pull_KC)
+        return gradient_KG
+
+    def _encode(self, n_KG: Tensor) -> Tensor:
+        span = (self._high - self._low).clamp(min=1e-300)
+        ratio = (self._high / self._low).log().clamp(min=1e-300)
+        return torch.where(self._log, (n_KG / self._low).log() / ratio, (n_KG - self._low) / span).clamp(0.0, 1.0)
+
+    def _decode(self, u_KG: Tensor) -> Tensor:
+        value = torch.where(
+            self._log,
+            self._low * (u_KG * (self._high / self._low).log()).exp(),
+            self._low + u_KG * (self._high - self._low),
+        )
+        return torch.minimum(torch.maximum(value, self._low), self._high)
+
+
+def annealed(start: float, end: float, share: float) -> float:
+    """A temperature on its way from `start` to `end`, geometric in the share of training done (0 to 1)."""
+    return start * math.exp(min(max(share, 0.0), 1.0) * math.log(end / start))

@@ -1,0 +1,65 @@
+"""What every bundle of a search shares: the problem, how it is trained and what is asked of it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from search_spaces import Point, Space
+from search_spaces.networks import MLP
+from search_spaces.rounding import excess, round_within
+from trials.hypergradients.method import Method
+from trials.tasks import Task
+from trials.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A fused search has a `task` and a `network`; a search over plain Python has an `objective` instead.
+
+    `metric` and `mode` say what a trial's value is; `bounds` maps a cost to its greatest value; `evaluations` is how
+    often a training is measured, the end included.
+    """
+
+    space: Space
+    training: Training = field(default_factory=Training)
+    task: Task | None = None
+    network: MLP | None = None
+    objective: Callable[[Any], Any] | None = None
+    method: Method = field(default_factory=Method)
+    metric: str = "val_error"
+    mode: str = "min"
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    seeds: int = 1
+    realise: str = "auto"
+    evaluations: int = 4
+    seed: int = 0
+
+    @property
+    def gradient(self) -> bool:
+        """Whether a gradient moves the architecture."""
+        return self.method.kind != "none" and bool(self.space.moved())
+
+    @property
+    def fractional(self) -> bool:
+        """Whether lanes train at their real sizes rather than the rounded ones."""
+        return self.gradient if self.realise == "auto" else self.realise == "fractional"
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """The splits that the weights see; an arm whose gradient reads the outer split must not train on it."""
+        return ("train",) if self.method.split == "outer" else ("train", "outer")
+
+    def rounded(self, point: Point) -> Point:
+        """The point with whole sizes that meet the bounds."""
+        if self.network is None or self.task is None:
+            return dict(point)
+        return round_within(self.network, point, self.bounds, self.task.inputs, self.task.outputs, self.space)
+
+    def excess(self, point: Point) -> float:
+        """By what share the rounded network at `point` overshoots the bounds; at most 0 when it meets them all."""
+        if self.network is None or self.task is None or not self.bounds:
+            return 0.0
+        whole = self.network.rounded(point)
+        return excess(self.network, whole, self.bounds, self.task.inputs, self.task.outputs)

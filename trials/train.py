@@ -1,0 +1,76 @@
+"""`train(bundle)`: many trials as one program, as a generator of records that does no I/O.
+
+    >>> trainer = Trainer(plan)
+    >>> for record in trainer.train(bundle):
+    ...     attempt.append(record)
+
+A bundle's trials share a signature; each has `plan.seeds` lanes (replicates), and its metrics are their means. The data
+order of a step is a function of (search seed, step), weights begin as a function of (search seed, trial number,
+replicate): a trial's result does not depend on its bundle.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+
+import torch
+
+from trials.fused import FusedRun, Rows, prepared
+from trials.objective import call_objective
+from trials.plan import Plan
+from trials.records import Bundle, Ending, Outcome, Report
+
+
+class Trainer:
+    """Trains bundles of one search; made once per worker, so that data are prepared once."""
+
+    def __init__(self, plan: Plan, device: torch.device | str = "cpu") -> None:
+        self.plan, self.device = plan, torch.device(device)
+        self._splits: dict[tuple[str, ...], Rows] = {}
+
+    def train(self, bundle: Bundle, *, worker: str = "") -> Iterator[Report | Outcome]:
+        """Records of the bundle: reports as they come, then one outcome per trial. Never raises for a trial's fault."""
+        started = time.time()
+        if self.plan.objective is not None:
+            yield from call_objective(self.plan, bundle, worker)
+            return
+        try:
+            yield from FusedRun(self.plan, bundle, self.rows, self.device, worker).records()
+        except Exception as error:
+            yield from failures(bundle, Ending.OOM if out_of_memory(error) else Ending.ERROR, error, started, worker)
+
+    def rows(self, *splits: str) -> Rows:
+        """Splits joined and on the device, prepared once."""
+        if splits not in self._splits:
+            assert self.plan.task is not None
+            self._splits[splits] = prepared(self.plan.task.rows(*splits), self.plan.task.outputs, self.device)
+        return self._splits[splits]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has a type for it on GPUs only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def failures(
+    bundle: Bundle, ending: Ending, error: BaseException, started: float, worker: str = ""
+) -> Iterator[Outcome]:
+    """One outcome per trial of a bundle that ended as a whole."""
+    tail = "".join(traceback.format_exception(error))[-2000:]
+    for trial in bundle.trials:
+        yield Outcome(
+            trial_id=trial.id,
+            number=trial.number,
+            bundle_id=bundle.id,
+            attempt=bundle.attempt,
+            ending=ending,
+            point=trial.point,
+            started=started,
+            ended=time.time(),
+            worker=worker,
+            error=tail,
+        )
