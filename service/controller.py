@@ -160,6 +160,14 @@ class Controller:
             self._closing = True
             self._changed.notify_all()
 
+    def over(self) -> bool:
+        """Whether a new worker would have nothing to do; cheap, for whoever looks often."""
+        with self._changed:
+            return bool(self._failure) or self._closing or self._all_done()
+
+    def _all_done(self) -> bool:
+        return not self._out and not self._queue and self._finished_asking()
+
     def note(self, kind: str, body: dict[str, Any]) -> None:
         """Write an event of the driver's own into the log, whose one writer is here."""
         with self._changed:
@@ -179,7 +187,7 @@ class Controller:
                 spent=sum((o.spent for o in outcomes), Spent(device_s=self._overhead_s)),
                 wall_s=self._wall(),
                 goal=self.goal,
-                done=not self._out and not self._queue and self._finished_asking(),
+                done=self._all_done(),
                 failure=self._failure,
             )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ import torch
 from service.controller import Controller, Progress
 from service.executors import Crew
 from service.executors.here import Here
-from service.executors.local import LocalWorkers
+from service.executors.local import Bench, LocalWorkers
 from service.planning import goal_of, plan_of, sampler_of
+from service.samplers import Sampler
 from service.slot import Job
 from service.spec import SearchSpec, check
 from trials.calibrate import calibrate
@@ -65,13 +66,24 @@ def run(
     directory: Path | None = None,
     watch: Watch | None = None,
     interrupted: threading.Event | None = None,
+    labels: Mapping[str, Any] | None = None,
+    sampler: Sampler | None = None,
+    bench: Bench | None = None,
 ) -> Result:
-    """Run a new search to its end. `watch` is shown the progress; setting `interrupted` stops it, resumable."""
+    """Run a new search to its end.
+
+    Args:
+        watch: shown the progress a few times a second.
+        interrupted: setting it stops the search, resumable.
+        labels: stored beside the spec (a comparison's arm and repeat).
+        sampler: asks instead of the spec's own; such a search cannot be resumed.
+        bench: where local workers come from and return to.
+    """
     name = search_id or new_search_id(spec.name)
     versions = {"torch": torch.__version__, "optuna": optuna.__version__, "pyarrow": pyarrow.__version__}
     document = {"spec": spec.to_dict(), "directory": str(directory or Path.cwd()), "versions": versions}
-    search = store.create(name, {"name": spec.name, **document})
-    return _drive(search, spec, task, store, executor, directory, watch, interrupted)
+    search = store.create(name, {"name": spec.name, "labels": dict(labels or {}), **document})
+    return _drive(search, spec, task, store, executor, directory, watch, interrupted, sampler, bench)
 
 
 def resume(
@@ -99,6 +111,8 @@ def _drive(
     directory: Path | None,
     watch: Watch | None,
     interrupted: threading.Event | None,
+    sampler: Sampler | None = None,
+    bench: Bench | None = None,
 ) -> Result:
     with search.lease() as lease:
         plan = plan_of(spec, task)
@@ -110,8 +124,8 @@ def _drive(
             threads=max(1, int(spec.resources.cpus_per_worker)),
             directory=str((directory or Path.cwd()).absolute()),
         )
-        make = partial(make_controller, job.store, search.id, lease.epoch, spec, plan, lanes)
-        crew = _crew(executor, make, job, spec)
+        make = partial(make_controller, job.store, search.id, lease.epoch, spec, plan, lanes, sampler)
+        crew = _crew(executor, make, job, spec, bench)
         try:
             crew.controller.note("state", {"state": "running"})
             if measured is not None:
@@ -125,21 +139,23 @@ def _drive(
         return Result(search_id=search.id, state=state, progress=progress, lanes=lanes)
 
 
-def make_controller(root: str, search_id: str, epoch: int, spec: SearchSpec, plan: Plan, lanes: int) -> Controller:
+def make_controller(
+    root: str, search_id: str, epoch: int, spec: SearchSpec, plan: Plan, lanes: int, sampler: Sampler | None = None
+) -> Controller:
     """The search's controller, replayed from its log; called where the controller is to live."""
     search = Store(root).search(search_id)
     return Controller(
         search,
         search.log_writer(epoch),
         plan,
-        sampler_of(spec, plan),
+        sampler or sampler_of(spec, plan),
         goal=goal_of(spec),
         batch=spec.batch_size(),
         lanes=lanes,
     )
 
 
-def _crew(executor: Executor, make: Callable[[], Controller], job: Job, spec: SearchSpec) -> Crew:
+def _crew(executor: Executor, make: Callable[[], Controller], job: Job, spec: SearchSpec, bench: Bench | None) -> Crew:
     wanted = spec.resources
     if executor == "ray":
         from service.executors.ray_tune import RayWorkers
@@ -147,7 +163,7 @@ def _crew(executor: Executor, make: Callable[[], Controller], job: Job, spec: Se
         return RayWorkers(make, job, wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
     if executor == "here":
         return Here(make(), job)
-    return LocalWorkers(make(), job, wanted.workers)
+    return LocalWorkers(make(), job, wanted.workers, bench)
 
 
 def _oversee(crew: Crew, watch: Watch, interrupted: threading.Event) -> None:

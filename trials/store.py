@@ -1,0 +1,285 @@
+"""The trial store: what was decided (a log of events) and what was measured (attempts), in Arrow files.
+
+    >>> search = Store("runs").create("digits-1", {"name": "digits"})
+    >>> log = search.log_writer(epoch=1)
+    >>> log.append("asked", {"generation": 0, "trials": [{"number": 0, "point": {"lr": 0.1}}]})   # durable on return
+    >>> writer = search.attempt_writer("b0", attempt=0)
+    >>> writer.append(outcome); writer.close()          # closed by its final segment: history
+    >>> log.append("told", {"bundle": "b0", "attempt": 0, "numbers": [0]})
+    >>> search.outcomes()
+
+The events the store itself understands: `asked` and `told` as above, and `state` {"state": ...}; others are kept for
+whoever wrote them. Of several attempts at a bundle one *counts*: the one that a `told` names (the last such), else the
+lowest that is closed. Nothing stored is ever overwritten or deleted; damaged files are passed over and listed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import itertools
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from search_spaces.faults import Invalid
+from trials import layout, rows, segments
+from trials.attempts import AttemptWriter, is_closed
+from trials.attempts import tables as attempt_tables
+from trials.lease import Held, Lease
+from trials.log import Event, LogWriter, last_epoch
+from trials.log import events as log_events
+from trials.records import Outcome
+from trials.segments import Conflict, Damaged
+
+__all__ = [
+    "AttemptWriter",
+    "Conflict",
+    "Damaged",
+    "Event",
+    "Held",
+    "Lease",
+    "LogWriter",
+    "NotFound",
+    "SearchStore",
+    "Store",
+]
+
+
+class NotFound(LookupError):
+    """There is no such search."""
+
+
+class Store:
+    """All searches under one directory.
+
+    Raises:
+        Invalid: when `root` cannot be made or written to.
+    """
+
+    def __init__(self, root: Path | str, *, reading: bool = False) -> None:
+        self.root = Path(root)
+        if self.root.exists() and not self.root.is_dir():
+            raise Invalid([f"store: must be a directory, but got the file {self.root}; choose another with --store."])
+        if not reading:
+            self._make_writable()
+
+    @classmethod
+    def open_for_reading(cls, root: Path | str) -> Store:
+        """A store that may be read-only, or not there yet (then it has no searches)."""
+        return cls(root, reading=True)
+
+    def _make_writable(self) -> None:
+        path = layout.searches(self.root)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(path, os.W_OK | os.X_OK) else "we may not write there"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise Invalid([f"store: {self.root} must be writable, but got: {reason}; choose another with --store."])
+
+    def create(self, search_id: str, spec: Mapping[str, Any]) -> SearchStore:
+        """A new search, durable on return.
+
+        Raises:
+            Invalid: when the id is not a name, or taken.
+        """
+        if faults := layout.id_faults("search", search_id):
+            raise Invalid(faults)
+        text = rows.to_json(spec)
+        path = layout.search(self.root, search_id)
+        hidden = path.with_name(f".{search_id}.{secrets.token_hex(6)}.tmp")
+        try:
+            for directory in (hidden, layout.log(hidden), layout.metrics(hidden), layout.checkpoints(hidden)):
+                directory.mkdir()
+            segments.write_bytes(layout.spec(hidden), text.encode())
+            os.rename(hidden, path)  # refuses a directory that is not empty, so no search is ever replaced
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            rule = "an id is used once"
+            raise Invalid([f"search: {rule}, but {search_id!r} is taken; choose another or resume it."]) from None
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+        try:
+            segments.sync_directory(path.parent)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return SearchStore(search_id, path)
+
+    def searches(self) -> list[str]:
+        """The ids of all searches, sorted."""
+        path = layout.searches(self.root)
+        names = os.listdir(path) if path.is_dir() else []
+        return sorted(name for name in names if not layout.id_faults("", name) and layout.spec(path / name).is_file())
+
+    def search(self, search_id: str) -> SearchStore:
+        """A search by its id.
+
+        Raises:
+            NotFound: naming the nearest id there is.
+        """
+        known = self.searches()
+        if search_id not in known:
+            near = difflib.get_close_matches(search_id, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The store has {len(known)} searches; list them."
+            raise NotFound(f"search: no search {search_id!r} in {self.root}. {hint}")
+        return SearchStore(search_id, layout.search(self.root, search_id))
+
+
+class SearchStore:
+    """One search: its spec, its log, and its attempts."""
+
+    def __init__(self, search_id: str, path: Path) -> None:
+        self.id = search_id
+        self.path = path
+        self._reader = segments.Reader()
+        self._damaged: dict[Path, Damaged] = {}
+
+    def spec(self) -> dict[str, Any]:
+        """The declaration it was created with; raises `Damaged` when that cannot be read."""
+        path = layout.spec(self.path)
+        try:
+            spec: dict[str, Any] = rows.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Damaged(path, f"cannot be read: {error}") from error
+        return spec
+
+    def lease(self) -> Lease:
+        """The right to be this search's one owner; its epochs lie above every epoch in the log."""
+        return Lease(layout.lease(self.path), above=self._last_epoch())
+
+    def checkpoint_path(self, bundle_id: str, attempt: int) -> Path:
+        """Where an attempt's lanes belong."""
+        return layout.checkpoint(self.path, bundle_id, attempt)
+
+    # -- the log ---------------------------------------------------------------------------------------------------
+
+    def log_writer(self, epoch: int) -> LogWriter:
+        """The one writer of `epoch`; raises `Conflict` where that epoch, or a later one, has been written."""
+        if (last := self._last_epoch()) >= epoch:
+            raise Conflict(f"log: epochs rise, but got {epoch} where {last} is written; take the lease for a new one.")
+        return LogWriter(layout.log(self.path), epoch)
+
+    def _last_epoch(self) -> int:
+        return last_epoch(layout.log(self.path))
+
+    def log(self) -> list[Event]:
+        """All events in the order of writing."""
+        return log_events(layout.log(self.path), self._read)
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+
+    def attempt_writer(self, bundle_id: str, attempt: int) -> AttemptWriter:
+        """The one writer of an attempt; raises `Conflict` where the attempt has had one."""
+        if faults := layout.id_faults("bundle", bundle_id):
+            raise Invalid(faults)
+        return AttemptWriter(layout.attempt(self.path, bundle_id, attempt), self.id, bundle_id, attempt)
+
+    def attempts(self) -> dict[tuple[str, int], bool]:
+        """Every attempt, by bundle and number, and whether it is closed (a damaged final segment still closes)."""
+        with os.scandir(layout.metrics(self.path)) as entries:
+            found = {place: entry.path for entry in entries if (place := layout.attempt_of(entry.name))}
+        return {place: is_closed(found[place]) for place in sorted(found)}
+
+    def told(self, events: Sequence[Event] | None = None) -> dict[str, int]:
+        """For each bundle told of, the attempt that was told last, in the order of telling."""
+        told: dict[str, int] = {}
+        for event in self.log() if events is None else events:
+            if event.kind == "told":
+                told.pop(event.body["bundle"], None)
+                told[event.body["bundle"]] = event.body["attempt"]
+        return told
+
+    def counting(self, events: Sequence[Event] | None = None) -> dict[str, int]:
+        """For each bundle with one, the attempt that counts: those told, in that order, then those only closed."""
+        there = self.attempts()
+        told = self.told(events)
+        counting = {bundle_id: attempt for bundle_id, attempt in told.items() if (bundle_id, attempt) in there}
+        for (bundle_id, attempt), closed in there.items():
+            if closed and bundle_id not in told:
+                counting.setdefault(bundle_id, attempt)
+        return counting
+
+    def attempt_outcomes(self, bundle_id: str, attempt: int) -> list[Outcome]:
+        """The outcomes of one attempt, closed or not."""
+        return rows.outcomes_of(rows.joined(self._tables((bundle_id, attempt))))
+
+    def outcomes(self, closed_only: bool = True) -> list[Outcome]:
+        """The outcomes of the attempts that count, in the order of telling; of every attempt if not `closed_only`."""
+        return rows.outcomes_of(self.outcome_rows(closed_only))
+
+    def outcomes_table(self, closed_only: bool = True) -> pa.Table:
+        """The same as a table: `trials.rows.SCHEMA` without `record`, and a column a metric (null: not measured)."""
+        table = self.outcome_rows(closed_only)
+        return rows.expose(table.select([*rows.FIXED[1:], *rows.measured(table.column_names, rows.METRIC)]))
+
+    def reports_table(self, every_attempt: bool = False) -> pa.Table:
+        """Reports: `search_id, trial_id, bundle_id, attempt, step, flops, executed_flops, device_seconds`, a column
+        a metric and `arch.<name>` a number of the architecture. Of an attempt that a later one resumed, only what
+        lies before that one's first report, unless `every_attempt`."""
+        return rows.reports_of(self.report_rows(every_attempt))
+
+    def outcome_rows(self, closed_only: bool = True, events: Sequence[Event] | None = None) -> pa.Table:
+        """The outcomes as they are stored; `events` saves reading the log."""
+        places: Iterable[tuple[str, int]] = self.counting(events).items() if closed_only else self.attempts()
+        return rows.only(rows.OUTCOME, rows.joined(table for place in places for table in self._tables(place)))
+
+    def report_rows(self, every_attempt: bool = False) -> pa.Table:
+        """The reports as they are stored."""
+        if every_attempt:
+            return rows.only(
+                rows.REPORT, rows.joined(table for place in self.attempts() for table in self._tables(place))
+            )
+        counting = self.counting()
+        curves = itertools.groupby(self.attempts(), key=lambda place: place[0])
+        parts = [part for bundle_id, places in curves for part in self._curve(list(places), counting.get(bundle_id))]
+        return rows.only(rows.REPORT, rows.joined(parts))
+
+    def _curve(self, places: list[tuple[str, int]], counts: int | None) -> list[pa.Table]:
+        """A bundle's reports: of the attempt that counts (else the last), and before it of those it resumed."""
+        places = [place for place in places if counts is None or place[1] <= counts]
+        parts = list(self._tables(places.pop()))
+        while places:
+            reports = rows.only(rows.REPORT, rows.joined(parts))
+            earlier = rows.only(rows.REPORT, rows.joined(self._tables(places.pop())))
+            if reports.num_rows:
+                earlier = earlier.filter(pc.less(earlier["step"], pc.min(reports["step"])))
+            parts = [earlier, reports]
+        return parts
+
+    def _tables(self, place: tuple[str, int]) -> Iterator[pa.Table]:
+        return attempt_tables(layout.attempt(self.path, *place), self._read)
+
+    # -- damage ----------------------------------------------------------------------------------------------------
+
+    @property
+    def damaged(self) -> list[Damaged]:
+        """What the reading so far could not trust; nothing of it is in any result."""
+        return list(self._damaged.values())
+
+    def verify(self) -> list[Damaged]:
+        """Reads every segment anew, digest and all, and returns what is damaged."""
+        self._reader.forget()
+        self._damaged.clear()
+        self.log()
+        for place in self.attempts():
+            list(self._tables(place))
+        return self.damaged
+
+    def _read(self, path: Path) -> pa.Table | None:
+        try:
+            table = self._reader.read(path)
+        except Damaged as damage:
+            self._damaged[path] = damage
+            return None
+        self._damaged.pop(path, None)
+        return table
