@@ -28,6 +28,8 @@ from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial
 from trials.tasks import Split
 from trials.training import LANE, Training
 
+TRAJECTORY = 24  # how often the architecture is reported while a gradient moves it
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -83,7 +85,7 @@ class FusedRun:
         self.started, self.clock = time.time(), time.perf_counter()
         self.lanes = [(trial, replicate) for trial in bundle.trials for replicate in range(plan.seeds)]
         self.training = plan.training.at(bundle.trials[0].point)  # only structural values are read, equal for all
-        self.data, self.selection = rows(*plan.train_splits), rows("selection")
+        self.data, self.scored = rows(*plan.train_splits), rows(plan.scored)
         self.outer = rows("outer") if plan.gradient and plan.method.split == "outer" else self.data
         self.batch = self.training.batch_size
         self.steps = self.training.steps(len(self.data.y_R))
@@ -142,10 +144,11 @@ class FusedRun:
         """Trains to the end, or until the bundle's time is up; reports at even steps, then one outcome per trial."""
         order = self._order(self.plan.seed, len(self.data.y_R))
         outer_order = self._order(self.plan.seed + 1, len(self.outer.y_R)) if self.outer is not self.data else order
-        parts = np.arange(1, self.plan.evaluations + 1) * self.steps / self.plan.evaluations
+        measured_at = self._evenly(self.plan.evaluations)
+        looked_at = self._evenly(TRAJECTORY) if self.plan.gradient else set()
         done = 0
         metrics: dict[str, np.ndarray] = {}
-        for stop in sorted(set(np.ceil(parts).astype(int).tolist())):
+        for stop in sorted(measured_at | looked_at):
             for step in range(done, stop):
                 if self._out_of_time():
                     yield from (self._outcome(i, step, {}) for i in range(len(self.bundle.trials)))
@@ -156,11 +159,15 @@ class FusedRun:
                 self.flops_K += self._rate_K
                 self.executed_K += self._executed_rate_K
             done = stop
-            metrics = self._measured()
+            metrics = self._measured() if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
         for i in range(len(self.bundle.trials)):
             yield self._outcome(i, done, metrics)
+
+    def _evenly(self, times: int) -> set[int]:
+        """Steps at even distances, the last one included."""
+        return {-(-i * self.steps // times) for i in range(1, times + 1)}
 
     def _order(self, seed: int, rows: int) -> Tensor:
         return torch.from_numpy(data_order(seed, rows, self.batch, self.steps)).to(self.device)
@@ -197,12 +204,13 @@ class FusedRun:
         self._executed_rate_K = np.array([rate(lane) for lane in self._lanes().sizes])
 
     def _measured(self) -> dict[str, np.ndarray]:
-        rows = self.selection
+        rows = self.scored
         logits_KOR = self._lanes().predict(rows.x_RI)
         self.executed_K += [
             len(rows.y_R) * mlp_flops(self.task.inputs, lane, self.task.outputs) for lane in self._lanes().sizes
         ]
-        found = measure(self.task.kind, logits_KOR, rows.y_R)
+        prefix = "test_" if self.plan.scored == "test" else "val_"
+        found = measure(self.task.kind, logits_KOR, rows.y_R, prefix)
         return {name: values_K.cpu().numpy() for name, values_K in found.items()}
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
@@ -242,6 +250,8 @@ class FusedRun:
         point = {**trial.point, **{gate: n for gate, n in self._architecture(i).items() if gate in moved}}
         value = means.get(self.plan.metric, math.nan)
         finite = math.isfinite(value)
+        rounded = self.plan.rounded(point)
+        costs = self.network.costs(self.network.sizes(rounded), self.task.inputs, self.task.outputs)
         ending = Ending.COMPLETE if finite else Ending.NAN if metrics else Ending.CANCELLED
         return Outcome(
             trial_id=trial.id,
@@ -251,8 +261,8 @@ class FusedRun:
             ending=ending,
             point=point,
             value=value if finite else None,
-            metrics=means,
-            rounded=self.plan.rounded(point),
+            metrics={**means, "parameters": float(costs["parameters"])} if means else {},
+            rounded=rounded,
             step=step,
             spent=self._spent(i),
             started=self.started,

@@ -16,7 +16,7 @@ def most_flops(plan: Plan, point: Point) -> float:
     sizes = plan.network.maxima(plan.space) if plan.fractional else plan.network.sizes(plan.rounded(point))
     step = training.batch_size * mlp_training_flops(plan.task.inputs, sizes, plan.task.outputs)
     moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0
-    rows = len(plan.task.selection.y) * min(plan.evaluations, steps)
+    rows = len(plan.task.rows(plan.scored).y) * min(plan.evaluations, steps)
     forward = mlp_flops(plan.task.inputs, sizes, plan.task.outputs)
     return float(plan.seeds * ((steps + moves) * step + rows * forward))
 

@@ -19,7 +19,7 @@ class Plan:
     """A fused search has a `task` and a `network`; a search over plain Python has an `objective` instead.
 
     `metric` and `mode` say what a trial's value is; `bounds` maps a cost to its greatest value; `evaluations` is how
-    often a training is measured, the end included.
+    often a training is measured on the split `scored`, the end included.
     """
 
     space: Space
@@ -34,6 +34,7 @@ class Plan:
     seeds: int = 1
     realise: str = "auto"
     evaluations: int = 4
+    scored: str = "selection"
     seed: int = 0
 
     @property

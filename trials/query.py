@@ -2,7 +2,8 @@
 
     >>> query(store, "SELECT number, value, point->>'lr' AS lr FROM trials ORDER BY value LIMIT 3")
 
-searches  `search_id, name, state, created, trials, complete, running, failed, device_seconds, flops`
+searches  `search_id, name, state, created, trials, complete, running, failed, device_seconds, flops`, and of a
+          comparison's searches `comparison, arm, repeat, role` (search, retrain)
 trials    one row a trial asked, its last attempt that counts: `search_id, trial_id, number, generation, bundle_id,
           attempt, ending, value, step, device_seconds, flops, executed_flops, started, ended, asked, point, rounded,
           worker, checkpoint, error`, and a column a metric. A trial that has not ended is `running`, with nulls
@@ -47,6 +48,9 @@ _SEARCHES = pa.schema(
         ("created", pa.float64()),
         *((name, pa.int64()) for name in ("trials", "complete", "running", "failed")),
         *((name, pa.float64()) for name in ("device_seconds", "flops")),
+        *((name, pa.string()) for name in ("comparison", "arm")),
+        ("repeat", pa.int64()),
+        ("role", pa.string()),
     ]
 )
 _TRIALS = (
@@ -118,13 +122,13 @@ def _search_row(search: SearchStore) -> dict[str, Any]:
     trials = _trials_of(search, events)
     counts = {str(item["values"]): int(item["counts"]) for item in pc.value_counts(trials["ending"]).to_pylist()}
     try:
-        name = str(search.spec().get("name", search.id))
+        document = search.spec()
     except Damaged:
-        name = search.id
+        document = {}
     complete, running = counts.get(Ending.COMPLETE, 0), counts.get(RUNNING, 0)
     return {
         "search_id": search.id,
-        "name": name,
+        "name": str(document.get("name", search.id)),
         "state": state_of(events),
         "created": events[0].time if events else layout.spec(search.path).stat().st_mtime,
         "trials": trials.num_rows,
@@ -133,6 +137,7 @@ def _search_row(search: SearchStore) -> dict[str, Any]:
         "failed": trials.num_rows - complete - running,
         "device_seconds": pc.sum(trials["device_seconds"], min_count=0).as_py(),
         "flops": pc.sum(trials["flops"], min_count=0).as_py(),
+        **{key: document.get("labels", {}).get(key) for key in ("comparison", "arm", "repeat", "role")},
     }
 
 

@@ -1,0 +1,498 @@
+"""The spec: the declaration of a search that a user writes in YAML, JSON or Python, with every fault found at once.
+
+    >>> spec = SearchSpec.from_dict({"task": "uci/digits", "network": {"kind": "mlp"}, "budget": {"trials": 256},
+    ...                              "space": {"width.0": {"type": "width", "low": 4, "high": 128}}})
+    >>> spec.batch_size()
+    16
+
+`from_dict` and `read` judge the declaration alone; `check` also loads the task, fills in what depends on it, and joins
+the faults of both. Nothing heavier than numpy is loaded before a task is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_spaces import Invalid, Space, Topology, Width
+from search_spaces.faults import unknown
+from search_spaces.networks import ACTIVATIONS, MEMBERSHIPS, MLP, NETWORKS, network_from_dict
+from search_spaces.parameters import parameter_from_dict
+from search_spaces.space import json_schema
+from service.settings import Section, declared, declared_schema, document, function, override, part, rule, tame
+from trials.hypergradients import METHODS, Method
+from trials.hypergradients.method import OUTER_OPTIMIZERS
+from trials.training import LANE, OPTIMIZERS, STRUCTURAL, Training, space_faults
+
+if TYPE_CHECKING:
+    from trials.tasks import Task
+
+#: what `Task.metrics` offers, known without loading a task
+METRICS = {
+    "classification": {"val_error": "min", "val_loss": "min", "val_accuracy": "max"},
+    "regression": {"val_mse": "min", "val_loss": "min", "val_r2": "max"},
+}
+SAMPLERS: dict[str, tuple[str, ...]] = {"tpe": ("startup",), "random": ()}  # name -> its own options
+BOUNDS, LATER_BOUNDS = ("parameters", "flops"), ("activation_bytes", "latency_ms")
+MOST_LAYERS, MOST_NUMBERS = 1_000, 10_000  # more is a slip, and slow or fatal to work with
+_PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+# -- the sections ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(Section):
+    """Which points are asked. `startup` is how many random ones TPE begins with."""
+
+    WHERE = "search.sampler"
+
+    kind: str = rule("tpe", names=tuple(SAMPLERS), what="sampler")
+    startup: int = rule(16, kind="whole number", least=1)
+
+    @classmethod
+    def parse(cls, data: object, where: str = "") -> tuple[dict[str, Any], list[str]]:
+        given = {"kind": data} if isinstance(data, str) else data
+        values, faults = super().parse(given, where)
+        assert isinstance(given, Mapping)
+        own = ("kind", *SAMPLERS.get(str(values["kind"]), ("startup",)))
+        foreign = [key for key in given if key in values and key not in own]
+        return values, faults + [unknown(cls.WHERE, key, own, f"option of {values['kind']}") for key in foreign]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("kind", *SAMPLERS[self.kind])}
+
+
+def _read_method(data: object) -> Method:
+    given = {"kind": data} if isinstance(data, str) else data
+    if isinstance(given, Mapping) and "kind" in given:
+        given = {**given, "kind": str(given["kind"])}  # `Method` looks its kind up, so it must be hashable
+    return declared(Method, "search.hypergradient", given)
+
+
+_METHOD_SCHEMA = {
+    "anyOf": [{"enum": list(METHODS)}, declared_schema(Method, kind=tuple(METHODS), optimizer=OUTER_OPTIMIZERS)]
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSection(Section):
+    """How points are chosen and moved. `batch` is the size of a generation; `auto`: see `SearchSpec.batch_size`."""
+
+    WHERE = "search"
+
+    sampler: Sampler = field(default_factory=Sampler, metadata=part(Sampler, names=SAMPLERS))
+    hypergradient: Method = field(default_factory=Method, metadata=part(Method, _read_method, _METHOD_SCHEMA))
+    pruner: str = rule("none", names=("none",), what="pruner")
+    batch: int | str = rule("auto", names=("auto",), kind="whole number", least=1)
+    asynchronous: bool = rule(False, kind="switch", later="asking points without generations is")
+
+    @classmethod
+    def value_faults(cls, where: str, values: Mapping[str, Any]) -> list[str]:
+        method = values.get("hypergradient")
+        own = method.faults(f"{where}.hypergradient") if isinstance(method, Method) else []
+        return super().value_faults(where, values) + own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Section):
+    """What is optimised. `auto` takes the task's first metric, and the direction in which a metric is better."""
+
+    WHERE = "objective"
+
+    metric: str = rule("auto", kind="text")
+    mode: str = rule("auto", names=("auto", "min", "max"), what="mode")
+
+    @classmethod
+    def parse(cls, data: object, where: str = "") -> tuple[dict[str, Any], list[str]]:
+        if isinstance(data, list):
+            raise Invalid(
+                ["objective: must be one {metric: ..., mode: min}, but got a list; several are not known yet."]
+            )
+        return super().parse(data, where)
+
+    def resolved(self, metrics: Mapping[str, str]) -> Objective:
+        """With every `auto` filled in; `metrics` maps the task's metrics to their directions."""
+        metric = next(iter(metrics)) if self.metric == "auto" else self.metric
+        return Objective(metric=metric, mode=metrics.get(metric, "min") if self.mode == "auto" else self.mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound(Section):
+    """The greatest allowed value of a cost: a network's `parameters`, or the `flops` of one example's forward pass."""
+
+    WHERE = "constraints"
+
+    max: float = rule(kind="number", above=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicates(Section):
+    """More lanes of the same point; its value is their mean."""
+
+    WHERE = "replicates"
+
+    seeds: int = rule(1, kind="whole number", least=1)
+    folds: int = rule(1, kind="whole number", least=1, later="cross-validation is")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Section):
+    """When a search ends: at the first bound that it meets. Trials, epochs and flops are never exceeded."""
+
+    WHERE = "budget"
+
+    trials: int | None = rule(None, kind="whole number", least=1)
+    epochs: int | None = rule(None, kind="whole number", least=1)
+    flops: float | None = rule(None, kind="number", above=True)
+    device_seconds: float | None = rule(None, kind="number", above=True)
+    wall_seconds: float | None = rule(None, kind="number", above=True)
+
+    @classmethod
+    def value_faults(cls, where: str, values: Mapping[str, Any]) -> list[str]:
+        names = [item.name for item in fields(cls)]
+        if all(values.get(name) is None for name in names):
+            return [f"{where}: must hold at least one of {', '.join(names)}, but got none; write {{trials: 64}}."]
+        return super().value_faults(where, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources(Section):
+    """What a search runs on. `lanes` is the number of lanes in a bundle; `auto` measures."""
+
+    WHERE = "resources"
+
+    workers: int = rule(2, kind="whole number", least=1)
+    cpus_per_worker: float = rule(1, kind="number", above=True)
+    gpus_per_worker: float = rule(0, kind="number")
+    lanes: int | str = rule("auto", names=("auto",), kind="whole number", least=1)
+
+
+def _read_task(data: object) -> str | Mapping[str, Any]:
+    try:
+        if isinstance(data, str | Mapping) and data and json.dumps(data, allow_nan=False):
+            return data
+    except (TypeError, ValueError):
+        pass
+    ways = "a name, a file, module:function or {kind: table, path: FILE} of plain, finite values"
+    raise Invalid([f"task: must be {ways}, but got {data!r}."])
+
+
+def _read_network(data: object) -> MLP | None:
+    network = None if data is None else network_from_dict(data)
+    if network is not None and network.layers > MOST_LAYERS:
+        raise Invalid([f"network.layers: must be at most {MOST_LAYERS}, but got {network.layers!r}."])
+    return network
+
+
+def _read_space(data: object) -> Space:
+    if not isinstance(data, Mapping):
+        return Space.from_dict(data)
+    sizes = {}
+    for name, declaration in data.items():
+        parameter, _ = parameter_from_dict(f"space.{name}", declaration)
+        if isinstance(parameter, Topology) and parameter.size > MOST_NUMBERS:
+            sizes[name] = parameter.size
+    faults = [
+        f"space.{n}: must have at most {MOST_NUMBERS} numbers, but got {size}; shrink it." for n, size in sizes.items()
+    ]
+    small = {name: declaration for name, declaration in data.items() if name not in sizes}
+    try:
+        space = Space.from_dict(small) if small or not faults else None
+    except Invalid as error:
+        faults += error.faults
+    if faults:
+        raise Invalid(faults)
+    assert space is not None
+    return space
+
+
+def _read_training(data: object) -> Training:
+    return declared(Training, "training", data)
+
+
+def _read_bounds(data: object) -> dict[str, Bound]:
+    if not isinstance(data, Mapping):
+        raise Invalid([f"constraints: must be a mapping such as {{parameters: {{max: 6000}}}}, but got {data!r}."])
+    bounds, faults = {}, []
+    for name, bound in data.items():
+        if name in LATER_BOUNDS:
+            faults.append(f"constraints.{name}: is not known yet; bound {' or '.join(BOUNDS)} instead.")
+        elif name not in BOUNDS:
+            faults.append(unknown("constraints", name, BOUNDS, "bound"))
+        else:
+            try:
+                bounds[name] = bound if isinstance(bound, Bound) else Bound.read(bound, f"constraints.{name}")
+            except Invalid as error:
+                faults += error.faults
+    if faults:
+        raise Invalid(faults)
+    return bounds
+
+
+_MLP = declared_schema(MLP, kind=tuple(NETWORKS), activation=ACTIVATIONS, membership=MEMBERSHIPS)
+_NETWORK = {"anyOf": [{**_MLP, "required": ["kind"]}, {"type": "null"}]}
+_TRAINING = declared_schema(Training, optimizer=OPTIMIZERS)
+_BOUNDS = {"type": "object", "properties": dict.fromkeys(BOUNDS, Bound.schema()), "additionalProperties": False}
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec(Section):
+    """The declaration of a search (no `network`: a plain Python objective). Raises `Invalid` with every broken rule."""
+
+    name: str = rule("search", kind="text")
+    task: str | Mapping[str, Any] = field(metadata=part(object, _read_task, {"type": ["string", "object"]}))
+    network: MLP | None = field(default=None, metadata=part(MLP, _read_network, _NETWORK))
+    space: Space = field(metadata=part(Space, _read_space, json_schema()))
+    training: Training = field(default_factory=Training, metadata=part(Training, _read_training, _TRAINING))
+    search: SearchSection = field(default_factory=SearchSection, metadata=part(SearchSection))
+    objective: Objective = field(default_factory=Objective, metadata=part(Objective))
+    constraints: Mapping[str, Bound] = field(default_factory=dict, metadata=part(Mapping, _read_bounds, _BOUNDS))
+    replicates: Replicates = field(default_factory=Replicates, metadata=part(Replicates))
+    realise: str = rule("auto", names=("auto", "rounded", "fractional"), what="way to realise a size")
+    budget: Budget = field(metadata=part(Budget))
+    resources: Resources = field(default_factory=Resources, metadata=part(Resources))
+    seed: int = rule(0, kind="whole number")
+
+    @classmethod
+    def from_dict(cls, data: object) -> SearchSpec:
+        """The spec from plain data. Raises `Invalid` with every fault of all its sections."""
+        return cls.read(data)
+
+    @classmethod
+    def parse(cls, data: object, where: str = "") -> tuple[dict[str, Any], list[str]]:
+        clean = tame(data)
+        values, faults = super().parse(clean, where)
+        if "space" not in values and (alone := _sound_parameters(clean.get("space"))):
+            faults += _space_faults({**values, "space": alone}, whole=False)
+        return values, faults
+
+    @classmethod
+    def value_faults(cls, where: str, values: Mapping[str, Any]) -> list[str]:
+        sound, faults = {}, []
+        for name, value in values.items():
+            found = super().value_faults(where, {name: value})
+            if not found and isinstance(value, MLP | Training):
+                found = value.faults()
+            if not found and name in ("task", "constraints"):
+                found = _faults_of(_read_task if name == "task" else _read_bounds, value)
+            faults += found
+            sound.update({} if found else {name: value})
+        faults += _task_kind_faults(sound)
+        return faults + (_space_faults(sound, whole=True) if "space" in sound else [])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain data that `from_dict` reads back to an equal spec."""
+        data = super().to_dict()
+        if self.python:
+            del data["training"]
+        return data
+
+    def digest(self) -> str:
+        """Sixteen hex digits, equal for equal specs."""
+        return hashlib.sha256(json.dumps(tame(self.to_dict(), whole=True), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def python(self) -> bool:
+        """Whether the task is a plain Python objective, `module:function`."""
+        return is_python(self.task)
+
+    def batch_size(self) -> int:
+        """Points of a generation; `auto`: a sixteenth of the trials, at least 4 and one for each worker."""
+        if isinstance(self.search.batch, int):
+            return self.search.batch
+        trials, least = self.budget.trials, max(4, self.resources.workers)
+        return max(16, least) if trials is None else min(trials, max(least, math.ceil(trials / 16)))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
+    """The spec in a YAML or JSON file, with `key=value` overrides. Its name is the file's where it has none."""
+    return SearchSpec.from_dict(_document(path, overrides))
+
+
+def check(
+    given: Path | Mapping[str, Any] | SearchSpec, overrides: Sequence[str] = (), *, directory: Path | None = None
+) -> tuple[SearchSpec, Task | Callable[..., Any]]:
+    """The spec with what depends on its task filled in (the metric and its mode), and the task itself.
+
+    `given` is a file, plain data or a spec; the user's own code is looked for in `directory` (the file's) first.
+
+    Raises:
+        Invalid: with the faults of the spec, of its task, and between the two.
+    """
+    if isinstance(given, Path):
+        data, directory = _document(given, overrides), directory or given.parent
+    else:
+        data = override(given.to_dict() if isinstance(given, SearchSpec) else given, overrides)
+    values, faults = SearchSpec.parse(data)
+    task = None
+    if "task" in values:
+        try:
+            task = _load_task(values["task"], directory)
+        except Invalid as error:
+            faults += error.faults
+    metrics = {"value": "min"}
+    if task is not None and not is_python(values["task"]):
+        metrics = METRICS[task.kind]  # type: ignore[union-attr]
+        faults += _data_faults(values, task)  # type: ignore[arg-type]
+    if faults:
+        raise Invalid(faults)
+    assert task is not None
+    spec = SearchSpec(**values)
+    return replace(spec, objective=spec.objective.resolved(metrics)), task
+
+
+def is_python(task: object) -> bool:
+    """Whether a task is a plain Python objective, `module:function`."""
+    return isinstance(task, str) and _PYTHON.fullmatch(task) is not None
+
+
+def spec_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a whole spec, for editors and clients."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "search", **SearchSpec.schema()}
+
+
+# -- rules between sections --------------------------------------------------------------------------------------------
+
+
+def _task_kind_faults(values: Mapping[str, Any]) -> list[str]:
+    """What a plain Python objective must not have, and a task of data must."""
+    task, faults = values.get("task"), []
+    if task is None:
+        return []
+    if not is_python(task):
+        if "network" in values and values["network"] is None:
+            faults.append("network: is missing, but a task of data trains one; add {kind: mlp, layers: 2}.")
+        metric, known = (
+            getattr(values.get("objective"), "metric", "auto"),
+            [n for kind in METRICS.values() for n in kind],
+        )
+        if metric not in ("auto", *known):
+            faults.append(unknown("objective.metric", metric, dict.fromkeys(known), "metric"))
+        return faults
+    if values.get("network") is not None:
+        faults.append(
+            f"network: a plain Python objective has no network of ours, but got {task!r} and a network; drop one."
+        )
+    if values.get("training", Training()) != Training():
+        faults.append(
+            f"training: a plain Python objective trains by itself, but got {task!r} and a training; drop one."
+        )
+    if values.get("constraints"):
+        faults.append(f"constraints: bound the cost of a network, but the task {task!r} has none; drop them.")
+    if (budget := values.get("budget")) and not (budget.trials or budget.device_seconds or budget.wall_seconds):
+        faults.append("budget: a plain Python objective spends no epochs or flops; add trials or wall_seconds.")
+    return faults
+
+
+def _space_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
+    """Rules between the space and the other sections; `whole`: no parameter was left out for a fault of its own."""
+    space, network, task = values["space"], values.get("network"), values.get("task")
+    faults = []
+    if not is_python(task):
+        faults += space_faults(space)
+        if network is None:
+            return faults
+        faults += network.space_faults(space)
+        known = [*network.gates, "activation", *LANE, *STRUCTURAL]
+        faults += [
+            unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
+            for name, parameter in space.parameters.items()
+            if parameter.type in ("float", "int", "choice") and name not in known
+        ]
+    if "search" not in values:
+        return faults
+    gates = () if network is None else network.gates
+    kind, methods = values["search"].hypergradient.kind, " or ".join(name for name in METHODS if name != "none")
+    moved = [name for name, p in space.parameters.items() if getattr(p, "moved_by", "sampler") == "gradient"]
+    for name in moved:
+        if name not in gates:
+            own = f"gates of the network ({', '.join(gates) or 'it has none'})"
+            faults.append(f"space.{name}.moved_by: only the {own} can be moved by a gradient yet; drop it.")
+        elif kind == "none":
+            faults.append(
+                f"space.{name}.moved_by: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
+                f"set it to {methods}, or drop `moved_by`."
+            )
+    if kind != "none" and whole and not any(name in gates for name in moved):
+        way = f"give one of {', '.join(gates)} `moved_by: gradient`" if gates else "set it to none"
+        faults.append(f"search.hypergradient: {kind!r} needs a gate of the network that it moves, but got none; {way}.")
+    if kind != "none" and values.get("realise") == "rounded":
+        faults.append("realise: a gradient moves fractional sizes, but got 'rounded'; take auto or fractional.")
+    return faults
+
+
+def _data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
+    """Rules between the spec and its task's data: the metric, and bounds that some point must be able to meet."""
+    metrics, objective = METRICS[task.kind], values.get("objective")
+    elsewhere = [name for kind in METRICS.values() for name in kind if name not in metrics]
+    faults = []
+    if objective is not None and objective.metric in elsewhere:
+        faults.append(unknown("objective.metric", objective.metric, metrics, f"metric of a {task.kind} task"))
+    network, space, bounds = values.get("network"), values.get("space"), values.get("constraints")
+    if network is None or space is None or not bounds or network.faults() or network.space_faults(space):
+        return faults
+    costs = network.costs(_least_sizes(values), task.inputs, task.outputs)
+    for name, bound in bounds.items():
+        if costs[name] > bound.max:
+            faults.append(
+                f"constraints.{name}.max: even the smallest network of the space has {name}={costs[name]:g}, but got "
+                f"max={bound.max:g}; raise it, or lower the `low` of a width."
+            )
+    return faults
+
+
+def _least_sizes(values: Mapping[str, Any]) -> tuple[float, ...]:
+    """The smallest size that each hidden layer can have as it is trained."""
+    network, space, realise = values["network"], values["space"], values.get("realise", "auto")
+    least: dict[str, Any] = {}
+    for gate in network.gates:
+        parameter = space.parameters.get(gate)
+        if isinstance(parameter, Width):
+            least[gate] = min(parameter.low, network.width) if parameter.when else parameter.low
+    moves = "search" not in values or values["search"].hypergradient.kind != "none"
+    rounds = realise == "rounded" or (realise == "auto" and not moves)
+    sizes: tuple[float, ...] = network.sizes(network.rounded(least) if rounds else least)
+    return sizes
+
+
+def _sound_parameters(data: object) -> Space | None:
+    """The parameters of a faulty space that are sound on their own."""
+    sound: dict[str, Any] = {}
+    for name, declaration in data.items() if isinstance(data, Mapping) else ():
+        if isinstance(declaration, Mapping):
+            alone = {name: {key: value for key, value in declaration.items() if key != "when"}}
+            sound.update({} if _faults_of(_read_space, alone) else alone)
+    return Space.from_dict(sound) if sound else None
+
+
+def _faults_of(reader: Callable[[Any], object], data: object) -> list[str]:
+    try:
+        reader(data)
+    except Invalid as error:
+        return list(error.faults)
+    return []
+
+
+# -- from files and to plain data --------------------------------------------------------------------------------------
+
+
+def _document(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    return override({"name": path.stem, **document(path)}, overrides)
+
+
+def _load_task(task: str | Mapping[str, Any], directory: Path | None) -> Task | Callable[..., Any]:
+    if isinstance(task, str) and is_python(task):
+        return function(task, [*([directory] if directory else []), Path.cwd()])
+    from trials.tasks import load  # declarations are read without the libraries that data needs
+
+    return load(task)
