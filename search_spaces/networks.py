@@ -96,8 +96,9 @@ class MLP:
         return tuple(float(point.get(gate, self.width)) for gate in self.gates)  # type: ignore[arg-type]
 
     def rounded(self, point: Mapping[str, Value]) -> dict[str, Value]:
-        """`point` with every gated size rounded to the nearest whole one (halves up)."""
-        return {n: int(float(v) + 0.5) if n in self.gates else v for n, v in point.items()}  # type: ignore[arg-type]
+        """`point` with every gate's size, named in the space or not, as the nearest whole number (halves up)."""
+        sizes = dict(zip(self.gates, self.sizes(point), strict=True))
+        return {**point, **{gate: int(size + 0.5) for gate, size in sizes.items()}}
 
     def costs(self, sizes: Any, inputs: int, outputs: int) -> dict[str, Any]:
         """`parameters` and forward `flops` per example at real sizes (numbers or tensors)."""

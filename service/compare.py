@@ -22,6 +22,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def compare(
                     executor=executor,
                     search_id=f"{identity}-{arm.name}-{repeat}",
                     directory=comparison.directory,
-                    watch=None if watch is None else lambda p, a=arm.name, r=repeat: watch(f"{a}, repeat {r}", p),
+                    watch=partial(watch, f"{arm.name}, repeat {repeat}") if watch else None,
                     interrupted=stop,
                     labels=labels,
                     sampler=asked.get(arm.replay or ""),
@@ -197,8 +198,12 @@ def _reseeded(spec: SearchSpec, repeat: int) -> SearchSpec:
 
 
 def _replayed(store: Store, result: Result) -> ListedSampler:
-    points = [trial["point"] for event in store.search(result.search_id).log() if event.kind == "asked"
-              for trial in event.body["trials"]]
+    points = [
+        trial["point"]
+        for event in store.search(result.search_id).log()
+        if event.kind == "asked"
+        for trial in event.body["trials"]
+    ]
     return ListedSampler(points)
 
 

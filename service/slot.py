@@ -5,6 +5,7 @@ The whole of a worker is `serve`; executors differ only in how a slot reaches it
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Job:
 
         torch.set_num_threads(self.threads)
         spec, task = check(self.spec, directory=Path(self.directory) if self.directory else None)
+        if spec.python and self.directory not in sys.path:
+            sys.path.insert(0, self.directory)  # an objective may import its neighbours when it runs
         device = "cuda" if spec.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
         return Store.open_for_reading(self.store).search(self.search_id), Trainer(plan_of(spec, task), device)
 

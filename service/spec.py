@@ -25,7 +25,9 @@ from search_spaces.faults import unknown
 from search_spaces.networks import ACTIVATIONS, MEMBERSHIPS, MLP, NETWORKS, network_from_dict
 from search_spaces.parameters import parameter_from_dict
 from search_spaces.space import json_schema
-from service.settings import Section, declared, declared_schema, document, function, override, part, rule, tame
+from service.documents import document, override
+from service.sections import Section, declared, declared_schema, part, rule, tame
+from service.usercode import function
 from trials.hypergradients import METHODS, Method
 from trials.hypergradients.method import OUTER_OPTIMIZERS
 from trials.training import LANE, OPTIMIZERS, STRUCTURAL, Training, space_faults

@@ -1,6 +1,6 @@
 """Retraining from scratch: what a found network is worth, apart from the luck of the training that found it.
 
-The same parametrisation, optimiser and hyperparameters at the rounded sizes, with fresh initialisations *and* fresh data
+The same parametrisation, optimiser and hyperparameters at the rounded sizes, with fresh initialisations and fresh data
 orders (a search can fit those it shares), scored on the test split, which nothing else reads. Both train and outer
 rows are trained on, whatever the arm.
 

@@ -1,8 +1,8 @@
 """Worker slots as Ray Tune trials: Tune places and replaces them, each pulls bundles from the controller.
 
 One Tune trial is one slot, not one trial of the search: a slot pulls a bundle in milliseconds, where a Tune trial
-costs a tenth of a second or more. `SlotSearcher` yields a new slot whenever fewer live than are wanted, so a slot that died is
-replaced and the number of workers can change while the search runs. The only file that imports ray.
+costs a tenth of a second or more. `SlotSearcher` yields a new slot whenever fewer live than are wanted, so a slot that
+died is replaced and the number of workers can change while the search runs. The only file that imports ray.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from search_spaces import Invalid
-from service.settings import Setting, document, parse_yaml, settings, store_root
+from service.documents import document, parse_yaml
+from service.settings import Setting, settings, store_root
 from service.spec import read
 
 

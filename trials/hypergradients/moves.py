@@ -60,8 +60,10 @@ class Moves:
         )
         slope_KG = torch.nan_to_num(total_KG * per_unit_KG, nan=0.0, posinf=0.0, neginf=0.0) * self._moves
         self._steps += 1
-        self._u_KG = (self._u_KG - self.method.lr * self._direction(slope_KG)).clamp(0.0, 1.0)
-        self.n_KG = torch.where(self._moves, self._decode(self._u_KG), self.n_KG)
+        u_KG = (self._u_KG - self.method.lr * self._direction(slope_KG)).clamp(0.0, 1.0)
+        # a size that rests keeps every bit: going through the unit cube and back would round it
+        self.n_KG = torch.where(u_KG != self._u_KG, self._decode(u_KG), self.n_KG)
+        self._u_KG = u_KG
         return self.n_KG
 
     def _direction(self, slope_KG: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def _locate(where: str, path: Path, root: Path | None) -> tuple[Path | None, lis
                 return None, [f"{where}: must be a file, but {str(place)!r} is a directory; name a file in it."]
         except OSError as error:
             return None, [f"{where}: {str(place)!r} cannot be looked at: {error.strerror}; mend its permissions."]
-    looked = " and ".join(repr(str(place.absolute())) for place in places)
+    looked = " or ".join(repr(str(place.absolute())) for place in places)
     way_out = "give an absolute path, or set CONTINUA_DATA to the directory of your data"
     return None, [f"{where}: must be a file that exists, but there is no {looked}; {way_out}."]
 

@@ -92,7 +92,7 @@ def finite(values: np.ndarray) -> np.ndarray:
 def constant(values: np.ndarray) -> bool:
     """Whether float64 cannot tell the values' standard deviation from zero."""
     spread = float(values.max()) - float(values.min())
-    return spread <= 10 * np.finfo(np.float64).eps * float(np.abs(values).max()) or spread < SMALLEST
+    return bool(spread <= 10 * np.finfo(np.float64).eps * float(np.abs(values).max()) or spread < SMALLEST)
 
 
 def _no_column(notes: Sequence[str]) -> str:
@@ -132,12 +132,13 @@ def _take_quantity(name: str, values: np.ndarray, train: np.ndarray, into: dict[
 def _take_category(name: str, values: np.ndarray, train: np.ndarray, into: dict[str, np.ndarray], log: _Log) -> None:
     there = [value for value in values[train] if value is not None]
     different = len({*there})
-    if different + (len(there) < len(train)) < 2:
+    values_and_gap = different + (len(there) < len(train))
+    if values_and_gap < 2:
         log.add("Columns that are constant on the train rows are dropped", name)
     elif different > 2 and different > NEARLY_ALL * len(there):
         log.add("Text columns in which nearly every value is different are dropped", name)
     else:
-        if different > MAX_CATEGORIES:
+        if values_and_gap > MAX_CATEGORIES:
             log.add(f"Text columns keep their {MAX_CATEGORIES - 1} most frequent values, the others share one", name)
         gaps = np.array([value is None for value in values])
         if gaps.any():

@@ -103,6 +103,7 @@ def numbers(column: Array) -> tuple[np.ndarray, np.ndarray]:
     if pa.types.is_float64(column.type):
         return column.to_numpy(zero_copy_only=False), np.zeros(len(column), bool)
     fits = pc.match_substring_regex(column, _NUMBER).fill_null(False)
+    # not every pyarrow we allow reads a leading plus
     digits = pc.if_else(fits, pc.replace_substring_regex(column, r"^\+", ""), pa.scalar(None, pa.string()))
     wrong = pc.and_(pc.invert(fits), column.is_valid())
     return pc.cast(digits, pa.float64()).to_numpy(zero_copy_only=False), wrong.to_numpy(zero_copy_only=False)
@@ -117,13 +118,12 @@ def _read_parquet(path: Path) -> Table:
     with pa.parquet.ParquetFile(path) as file:
         data = file.read()
     plain = [_plain(column) for column in data.columns]
-    kept = [i for i, column in enumerate(plain) if column is not None]
-    given = [data.column_names[i] for i in kept]
-    dropped = sorted({*data.column_names} - {*given})
-    notes = (f"Columns that hold neither numbers, text nor times are dropped: {', '.join(dropped)}.",)
-    names, repeated, unnamed = _names(["" if name.startswith("__index_level_") else name for name in given])
-    columns = tuple(plain[i] for i in kept)
-    return Table(names=names, columns=columns, repeated=repeated, unnamed=unnamed, notes=notes if dropped else ())
+    names, repeated, unnamed = _names(["" if name.startswith("__index_level_") else name for name in data.column_names])
+    foreign = [name for name, column in zip(names, plain, strict=True) if column is None]
+    notes = (f"Columns that hold neither numbers, text nor times count as empty: {', '.join(foreign)}.",)
+    # they keep their places, by which a target may be named
+    columns = tuple(pa.nulls(data.num_rows, pa.float64()) if column is None else column for column in plain)
+    return Table(names=names, columns=columns, repeated=repeated, unnamed=unnamed, notes=notes if foreign else ())
 
 
 def _plain(column: Any) -> Array | None:

@@ -1,0 +1,89 @@
+"""Pictures of a comparison: how the best score fell with the compute spent, and where the widths went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no window, no display
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from service.report import Report
+from trials.query import query
+from trials.store import Store
+
+_HISTORY = """SELECT s.arm, s.repeat, t.number, t.executed_flops, t.value FROM trials t
+JOIN searches s USING (search_id) WHERE s.comparison = '{comparison}' AND s.role = 'search'
+ORDER BY s.arm, s.repeat, t.number"""
+_TRAJECTORIES = """SELECT s.arm, s.repeat, r.trial_id, r.step, {columns} FROM reports r
+JOIN searches s USING (search_id) WHERE s.comparison = '{comparison}' AND s.role = 'search' AND {first} IS NOT NULL
+ORDER BY s.arm, r.trial_id, r.step"""
+
+
+def history(store: Store, report: Report, path: Path, mode: str = "min") -> Path:
+    """Best score so far against executed FLOPs: the mean over repeats, and the range between them."""
+    table = query(store, _HISTORY.format(comparison=report.comparison.replace("'", "''"))).to_pandas()
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for arm, rows in table.groupby("arm"):
+        curves = []
+        for _, one in rows.groupby("repeat"):
+            values = one["value"].fillna(np.inf if mode == "min" else -np.inf).to_numpy()
+            best = np.minimum.accumulate(values) if mode == "min" else np.maximum.accumulate(values)
+            curves.append((np.cumsum(one["executed_flops"].fillna(0).to_numpy()) / 1e9, best))
+        grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 200)
+        on_grid = np.array([best[np.searchsorted(spent, grid, side="right") - 1] for spent, best in curves])
+        (line,) = axes.plot(grid, on_grid.mean(0), label=str(arm))
+        axes.fill_between(grid, on_grid.min(0), on_grid.max(0), color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.set(xlabel="executed GFLOP", ylabel="best selection score so far", title="What the compute bought")
+    axes.set_yscale("log")
+    _plain_log(axes)
+    axes.legend(title="arm (mean and range over repeats)", fontsize=8, title_fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _plain_log(axes: Axes) -> None:
+    """1, 2, 5, 10... in plain figures."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def trajectories(store: Store, report: Report, path: Path) -> Path | None:
+    """Each gate's size against the step, a line a trial; None where nothing moved."""
+    moving = [arm for arm in report.moved if any(r["start"] != r["end"] for r in report.moved[arm])]
+    if not moving:
+        return None
+    columns = [f'r."arch.{gate}"' for gate in report.gates]
+    sql = _TRAJECTORIES.format(
+        comparison=report.comparison.replace("'", "''"),
+        columns=", ".join(f"{c} AS g{i}" for i, c in enumerate(columns)),
+        first=columns[0],
+    )
+    table: pa.Table = query(store, sql)
+    frame = table.to_pandas()
+    frame = frame[frame["arm"].isin(moving)]
+    figure = Figure(figsize=(4.2 * len(report.gates), 4.2 * len(moving)), layout="constrained")
+    grid = figure.subplots(len(moving), len(report.gates), squeeze=False, sharey=True)
+    starts = {(arm, r["repeat"], r["number"]): r["start"] for arm in moving for r in report.moved[arm]}
+    for row, arm in zip(grid, moving, strict=True):
+        own = frame[frame["arm"] == arm]
+        for g, (axes, gate) in enumerate(zip(row, report.gates, strict=True)):
+            for (repeat, trial_id), one in own.groupby(["repeat", "trial_id"]):
+                start = starts.get((arm, repeat, int(str(trial_id).rpartition("-t")[2])))
+                if start is not None:
+                    axes.plot([0, *one["step"]], [start[g], *one[f"g{g}"]], lw=0.7, alpha=0.5, color=f"C{repeat}")
+            axes.set(xlabel="step", title=f"{arm}: {gate}", yscale="log")
+            _plain_log(axes)
+            axes.grid(alpha=0.3)
+        row[0].set_ylabel("units (real)")
+    figure.savefig(path, dpi=120)
+    return path

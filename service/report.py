@@ -1,0 +1,210 @@
+"""A comparison as a table, a verdict and two pictures, all read back from the store by SQL.
+
+    >>> report = report_of(store, "digits-width-1a2b3c", judged=["tpe", "random"])
+    >>> print(report.text())
+
+Nothing here is computed from memory: the statement behind the table is `report.sql`, and `continua query` prints the
+same table from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from service.verdict import in_words
+from trials.query import query
+from trials.store import Store
+
+_ARMS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE comparison = '{comparison}'),
+  t AS (SELECT * FROM trials JOIN s USING (search_id)),
+  cost AS (SELECT arm, count(*) AS trials, sum(flops) / 1e9 AS live_gflop, sum(executed_flops) / 1e9 AS executed_gflop,
+    sum(device_seconds) AS device_s FROM t WHERE role = 'search' GROUP BY arm),
+  best AS (SELECT arm, avg(value) AS selection FROM (SELECT arm, repeat, {best}(value) AS value FROM t
+    WHERE role = 'search' GROUP BY arm, repeat) GROUP BY arm),
+  seed AS (SELECT arm, repeat, avg({metric}) AS score, stddev_samp({metric}) AS seed_sd, avg(parameters) AS parameters
+    FROM t WHERE role = 'retrain' GROUP BY arm, repeat),
+  retrained AS (SELECT arm, avg(score) AS test, stddev_samp(score) AS search_sd, avg(seed_sd) AS seed_sd,
+    avg(parameters) AS parameters FROM seed GROUP BY arm)
+SELECT arm, trials, live_gflop, executed_gflop, device_s, selection, test, search_sd, seed_sd, parameters
+FROM cost JOIN best USING (arm) LEFT JOIN retrained USING (arm) ORDER BY test NULLS LAST, arm"""
+
+_BESTS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE comparison = '{comparison}'),
+  t AS (SELECT * FROM trials JOIN s USING (search_id)),
+  best AS (SELECT arm, repeat, arg_{best}(number, value) AS number, {best}(value) AS selection,
+    arg_{best}(asked, value) AS asked, arg_{best}(point, value) AS point, arg_{best}(rounded, value) AS rounded,
+    arg_{best}(search_id, value) AS search_id FROM t WHERE role = 'search' GROUP BY arm, repeat),
+  seed AS (SELECT arm, repeat, avg({metric}) AS test, stddev_samp({metric}) AS seed_sd, avg(parameters) AS parameters,
+    count(*) AS retrainings FROM t WHERE role = 'retrain' GROUP BY arm, repeat)
+SELECT * FROM best LEFT JOIN seed USING (arm, repeat) ORDER BY arm, repeat"""
+
+_MOVED = """WITH s AS (SELECT search_id, arm, repeat FROM searches
+  WHERE comparison = '{comparison}' AND role = 'search')
+SELECT arm, repeat, number, asked, point, rounded, value FROM trials JOIN s USING (search_id)
+WHERE ending = 'complete' ORDER BY arm, repeat, number"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A comparison's result. `arms` has a row an arm, `bests` a row a search, `moved` the trials with moved sizes."""
+
+    comparison: str
+    sql: str
+    arms: list[dict[str, Any]]
+    bests: list[dict[str, Any]]
+    moved: dict[str, list[dict[str, Any]]]
+    gates: list[str]
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "comparison": self.comparison,
+            "arms": self.arms,
+            "bests": self.bests,
+            "moved": self.moved,
+            "verdict": self.verdict,
+            "sql": self.sql,
+        }
+
+
+def report_of(store: Store, comparison: str, metric: str = "test_error", mode: str = "min") -> Report:
+    """Reads a comparison back. `metric` is what retrained networks are judged by."""
+    names = {"comparison": comparison.replace("'", "''"), "metric": metric, "best": mode}
+    sql = _ARMS.format(**names)
+    arms, bests = _rows(query(store, sql)), _rows(query(store, _BESTS.format(**names)))
+    for row in bests:
+        row.update({key: json.loads(row[key]) for key in ("asked", "point", "rounded")})
+    gates = sorted({name for row in bests for name in row["rounded"] if name.startswith("width.")})
+    scores: dict[str, list[float]] = {}
+    for row in bests:
+        if row["test"] is not None:
+            scores.setdefault(row["arm"], []).append(row["test"] if mode == "min" else -row["test"])
+    return Report(
+        comparison=comparison,
+        sql=" ".join(sql.split()),
+        arms=arms,
+        bests=bests,
+        moved=_moved(_rows(query(store, _MOVED.format(**names))), gates),
+        gates=gates,
+        verdict=in_words(scores, what=metric.replace("_", " "), noise=_noise(bests)),
+    )
+
+
+def _noise(bests: Sequence[dict[str, Any]]) -> float:
+    """The standard error that retraining leaves in one search's score, pooled over all of them."""
+    variances = [row["seed_sd"] ** 2 / row["retrainings"] for row in bests if row["seed_sd"] is not None]
+    return (sum(variances) / len(variances)) ** 0.5 if variances else 0.0
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _moved(rows: Sequence[dict[str, Any]], gates: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Of arms in which something moved: each trial's sizes at the start and at the end, beside the controls' trials."""
+    plain = [
+        {
+            "arm": row["arm"],
+            "repeat": row["repeat"],
+            "number": row["number"],
+            "start": [json.loads(row["asked"]).get(gate) for gate in gates],
+            "end": [json.loads(row["point"]).get(gate) for gate in gates],
+            "rounded": [json.loads(row["rounded"]).get(gate) for gate in gates],
+            "value": row["value"],
+        }
+        for row in rows
+    ]
+    arms = {row["arm"] for row in plain if row["start"] != row["end"]}
+    starts = {(row["repeat"], row["number"], tuple(row["start"])) for row in plain if row["arm"] in arms}
+    found: dict[str, list[dict[str, Any]]] = {arm: [r for r in plain if r["arm"] == arm] for arm in sorted(arms)}
+    for arm in sorted({row["arm"] for row in plain} - arms):
+        own = [row for row in plain if row["arm"] == arm]
+        if arms and own and all((r["repeat"], r["number"], tuple(r["start"])) in starts for r in own):
+            found[arm] = own  # a control: the very trials of a gradient arm, unmoved
+    return found
+
+
+# -- in words --------------------------------------------------------------------------------------------------------
+
+
+def text(report: Report) -> str:
+    """The report for a terminal: the table, the best networks, the moved trials, the verdict."""
+    head = ("arm", "trials", "live GFLOP", "exec GFLOP", "device s", "selection", "test", "± searches", "± seeds")
+    rows = [
+        [
+            row["arm"],
+            str(row["trials"]),
+            _number(row["live_gflop"], 1),
+            _number(row["executed_gflop"], 1),
+            _number(row["device_s"], 1),
+            _number(row["selection"], 4),
+            _number(row["test"], 4),
+            _number(row["search_sd"], 4),
+            _number(row["seed_sd"], 4),
+            _number(row["parameters"], 0),
+        ]
+        for row in report.arms
+    ]
+    parts = [_table([*head, "parameters"], rows)]
+    bests = [
+        [
+            row["arm"],
+            str(row["repeat"]),
+            str(row["number"]),
+            _sizes({**row["rounded"], **row["asked"]}, report.gates),
+            _sizes({**row["rounded"], **row["point"]}, report.gates),
+            _sizes(row["rounded"], report.gates, digits=0),
+            _number(row["parameters"], 0),
+            _number(row["selection"], 4),
+            _number(row["test"], 4) + (f" ± {row['seed_sd']:.4f}" if row["seed_sd"] is not None else ""),
+        ]
+        for row in report.bests
+    ]
+    head = ("arm", "repeat", "trial", "start", "end", "rounded", "parameters", "selection", "test ± seeds")
+    parts += ["The best trial of each search:", _table(head, bests)]
+    if report.moved:
+        parts += ["Sizes at the start and at the end of every moved trial, beside its control:", _moves_table(report)]
+    parts += [f"Verdict: {report.verdict}"]
+    return "\n\n".join(parts)
+
+
+def _moves_table(report: Report) -> str:
+    arms = list(report.moved)
+    keys = sorted({(r["repeat"], r["number"]) for arm in arms for r in report.moved[arm]})
+    by_arm = {arm: {(r["repeat"], r["number"]): r for r in report.moved[arm]} for arm in arms}
+    head = ["repeat", "trial", "start", *(f"{arm} end" for arm in arms), *(f"{arm} value" for arm in arms)]
+    rows = []
+    for key in keys:
+        found = [by_arm[arm].get(key) for arm in arms]
+        start = next((_list(r["start"]) for r in found if r), "")
+        ends = [_list(r["end"]) if r else "-" for r in found]
+        values = [_number(r["value"], 4) if r else "-" for r in found]
+        rows.append([str(key[0]), str(key[1]), start, *ends, *values])
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    lines = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in [head, *rows]
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _list(sizes: Sequence[float | None], digits: int = 1) -> str:
+    return " ".join("-" if size is None else f"{size:.{digits}f}" for size in sizes)
+
+
+def _sizes(point: dict[str, Any], gates: Sequence[str], digits: int = 1) -> str:
+    return _list([point.get(gate) for gate in gates], digits)
