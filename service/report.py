@@ -1,7 +1,6 @@
 """A comparison as a table, a verdict and two pictures, all read back from the store by SQL.
 
-    >>> report = report_of(store, "digits-width-1a2b3c", judged=["tpe", "random"])
-    >>> print(report.text())
+    >>> print(text(report_of(store, "digits-width-1a2b3c")))
 
 Nothing here is computed from memory: the statement behind the table is `report.sql`, and `continua query` prints the
 same table from it.
@@ -9,6 +8,7 @@ same table from it.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from service.verdict import in_words
 from trials.query import query
-from trials.store import Store
+from trials.store import NotFound, Store
 
 _ARMS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE comparison = '{comparison}'),
   t AS (SELECT * FROM trials JOIN s USING (search_id)),
@@ -72,8 +72,9 @@ class Report:
         }
 
 
-def report_of(store: Store, comparison: str, metric: str = "test_error", mode: str = "min") -> Report:
-    """Reads a comparison back. `metric` is what retrained networks are judged by."""
+def report_of(store: Store, comparison: str) -> Report:
+    """Reads a comparison back. Raises NotFound when there is none of that name, or nothing in it is retrained yet."""
+    metric, mode = _judged_by(store, comparison)
     names = {"comparison": comparison.replace("'", "''"), "metric": metric, "best": mode}
     sql = _ARMS.format(**names)
     arms, bests = _rows(query(store, sql)), _rows(query(store, _BESTS.format(**names)))
@@ -93,6 +94,21 @@ def report_of(store: Store, comparison: str, metric: str = "test_error", mode: s
         gates=gates,
         verdict=in_words(scores, what=metric.replace("_", " "), noise=_noise(bests)),
     )
+
+
+def _judged_by(store: Store, comparison: str) -> tuple[str, str]:
+    """The metric of the retrained networks, and the direction in which it is better."""
+    found = _rows(query(store, "SELECT comparison, search_id, role FROM searches WHERE comparison IS NOT NULL"))
+    known = sorted({row["comparison"] for row in found})
+    if comparison not in known:
+        near = difflib.get_close_matches(comparison, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise NotFound(f"comparison: no comparison {comparison!r} in {store.root}.{hint}")
+    retrained = [r["search_id"] for r in found if r["comparison"] == comparison and r["role"] == "retrain"]
+    if not retrained:
+        raise NotFound(f"comparison: {comparison!r} has no retrained network yet; let at least one search end.")
+    objective = store.search(retrained[0]).spec()["spec"]["objective"]
+    return objective["metric"].replace("val_", "test_", 1), objective["mode"]
 
 
 def _noise(bests: Sequence[dict[str, Any]]) -> float:

@@ -136,12 +136,16 @@ class DenseLanes:
             live: each lane's real hidden sizes, where they differ from the sizes laid out.
         """
         self.identities, self.live = list(identities), [tuple(lane) for lane in live or self.sizes]
-        for lane, (seed, number, replicate) in enumerate(self.identities):
-            for i, fan_in in enumerate([self.shape.inputs, *self.live[lane]]):
-                view = self.layout.lane_view(self.weights_T, lane, i)
-                drawn = normal(fold(seed, "init", number, replicate, i), view.shape[0], view.shape[1] - 1, self.device)
-                view[:, 0] = 0.0
-                view[:, 1:] = drawn.to(self.dtype) * (2.0 / fan_in) ** 0.5
+        for lane in range(self.lanes):
+            self._initialise_lane(lane)
+
+    def _initialise_lane(self, lane: int) -> None:
+        seed, number, replicate = self.identities[lane]
+        for i, fan_in in enumerate([self.shape.inputs, *self.live[lane]]):
+            view = self.layout.lane_view(self.weights_T, lane, i)
+            drawn = normal(fold(seed, "init", number, replicate, i), view.shape[0], view.shape[1] - 1, self.device)
+            view[:, 0] = 0.0
+            view[:, 1:] = drawn.to(self.dtype) * (2.0 / fan_in) ** 0.5
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
@@ -169,11 +173,12 @@ class DenseLanes:
 
     def resize(self, sizes: Sequence[Sequence[int]]) -> None:
         """Lay the lanes anew: units that stay keep weights and state; new ones begin as at initialisation."""
-        saved = [self.save_lane(lane) for lane in range(self.lanes)]
+        saved, before = [self.save_lane(lane) for lane in range(self.lanes)], self.sizes
         self._lay(sizes)
-        self.initialise(self.identities, self.live)
         self.attach(self.rule, self.hyper)
         for lane, tensors in enumerate(saved):
+            if self.sizes[lane] != before[lane]:
+                self._initialise_lane(lane)
             self.load_lane(lane, tensors)
 
     # -- gates -------------------------------------------------------------------------------------------------------
