@@ -11,11 +11,12 @@ whatever the number of workers or lanes. Everything here is rebuilt by replaying
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -105,6 +106,7 @@ class Controller:
         self._out: dict[str, tuple[Bundle, str, float]] = {}
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[int] = Counter()
+        self._settled = 0  # leading generations whose trials have all ended
         self._failure: str | None = None
         self._closing = False
         self._wall_before = self._overhead_s = 0.0
@@ -133,26 +135,26 @@ class Controller:
 
     def finish(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> None:
         """Take in a closed attempt; the worker has made it durable."""
-        with self._changed:
-            if self._out.pop(bundle.id, None) is None:
-                return  # a bundle that was given up and handed out anew: its other attempt counts
+        with self._writing():
+            held = self._out.get(bundle.id)
+            if held is None or held[0].attempt != bundle.attempt:
+                return  # given up in the meantime: another attempt counts
+            del self._out[bundle.id]
             again = [o for o in outcomes if o.ending.retried and self._may_retry(bundle, o.number)]
             if again:
                 numbers = [o.number for o in again]
                 self.log.append("failed", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers})
                 self._requeue(bundle, numbers)
             self._tell(bundle, [o for o in outcomes if o not in again])
-            self._changed.notify_all()
 
     def lost(self, worker: str) -> None:
         """A worker, named in full or by a leading part, is gone: what it had is handed out again in halves, or ends as
         PREEMPTED after enough tries."""
-        with self._changed:
+        with self._writing():
             for bundle, holder, started in list(self._out.values()):
                 if f"{holder}-".startswith(f"{worker}-"):
                     del self._out[bundle.id]
                     self._give_up(bundle, started)
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Hand out nothing more: what runs may finish, the search can be resumed."""
@@ -170,7 +172,7 @@ class Controller:
 
     def note(self, kind: str, body: dict[str, Any]) -> None:
         """Write an event of the driver's own into the log, whose one writer is here."""
-        with self._changed:
+        with self._writing():
             self.log.append(kind, body)
             if kind == "calibrated":
                 self._overhead_s += body["device_s"]
@@ -205,13 +207,25 @@ class Controller:
                 history, room = self._history(generation), self._room_for_trials()
             try:
                 asked = self.sampler.ask(history, min(self.batch, room), generation)
-                with self._changed:
-                    self._open(asked, generation)
-                    self._changed.notify_all()
+                with self._writing():
+                    if not self._over():  # the time may have run out while the sampler thought
+                        self._open(asked, generation)
             except Exception as error:
                 with self._changed:
                     self._failure = str(error) if isinstance(error, NoRoom) else f"the sampler failed: {error!r}"
                     self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The lock, for decisions that are written down. A store that cannot be written ends the search, resumable."""
+        with self._changed:
+            try:
+                yield
+            except OSError as error:
+                reason = error.strerror or str(error)
+                self._failure = f"the store cannot be written ({reason}); mend that, then resume the search."
+            finally:
+                self._changed.notify_all()
 
     def _over(self) -> bool:
         return bool(self._failure) or self._closing or self._finished_asking()
@@ -241,7 +255,12 @@ class Controller:
         return History(trials=known, infeasible=self._infeasible)
 
     def _all_told(self, generation: int) -> bool:
-        return all(trial.number in self._told for trials in self._generations[: generation + 1] for trial in trials)
+        """Whether every trial up to and including that generation has ended."""
+        while self._settled < len(self._generations) and all(
+            trial.number in self._told for trial in self._generations[self._settled]
+        ):
+            self._settled += 1
+        return self._settled > generation
 
     def _finished_asking(self) -> bool:
         """Whether no generation will follow: no trials left, no time, or two generations in a row were empty."""

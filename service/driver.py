@@ -15,12 +15,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-
-import optuna
-import pyarrow
-import torch
 
 from service.controller import Controller, Progress
 from service.executors import Crew
@@ -80,7 +77,7 @@ def run(
         bench: where local workers come from and return to.
     """
     name = search_id or new_search_id(spec.name)
-    versions = {"torch": torch.__version__, "optuna": optuna.__version__, "pyarrow": pyarrow.__version__}
+    versions = {library: version(library) for library in ("torch", "optuna", "pyarrow")}
     document = {"spec": spec.to_dict(), "directory": str(directory or Path.cwd()), "versions": versions}
     search = store.create(name, {"name": spec.name, "labels": dict(labels or {}), **document})
     return _drive(search, spec, task, store, executor, directory, watch, interrupted, sampler, bench)

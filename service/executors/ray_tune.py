@@ -19,6 +19,7 @@ from uuid import uuid4
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box to stdout whatever the verbosity
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # Tune would otherwise bring up one slot at a time
 
 import ray
