@@ -1,0 +1,50 @@
+# Everything installs into .venv through constraints.txt; `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-long lint format bench clean
+
+help:
+	@echo "make demo       the main job on UCI digits: four arms, one table, two pictures (about three minutes)"
+	@echo "make test       all quick tests"
+	@echo "make test-long  the tests that take minutes"
+	@echo "make lint       ruff, mypy"
+	@echo "make bench      throughput side by side with other systems (about five minutes)"
+	@echo "make format     rewrite the code in the project's format"
+	@echo "make clean      remove .venv and what the demo made"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "continua needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/continua compare examples/digits-width.yaml --store demo/store --pictures demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	@$(BIN)/python -m pytest -m long
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
