@@ -30,13 +30,14 @@ from search_spaces import Invalid, Width
 from search_spaces.faults import unknown
 from service.driver import Executor, Result, run
 from service.executors.local import Bench
-from service.planning import plan_of
+from service.planning import plan_of, threads_of
 from service.samplers import ListedSampler, Sampler
 from service.spec import SearchSpec, check
 from trials.records import Outcome
 from trials.retrain import retrain
 from trials.store import Store
 from trials.tasks import Task
+from trials.train import threads
 
 KEYS = ("name", "base", "arms", "repeats", "retrain")
 Watch = Callable[[str, Any], None]
@@ -213,4 +214,5 @@ def _retrain_best(
     search_id = f"{labels['comparison']}-{labels['arm']}-{labels['repeat']}-retrain"
     document = {"name": f"{spec.name} retrained", "labels": dict(labels), "spec": spec.to_dict()}
     search = store.create(search_id, json.loads(json.dumps({**document, "directory": str(comparison.directory)})))
-    retrain(search, plan_of(spec, comparison.task), [best.point], comparison.retrain)
+    with threads(threads_of(spec)):
+        retrain(search, plan_of(spec, comparison.task), [best.point], comparison.retrain)

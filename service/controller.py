@@ -104,6 +104,7 @@ class Controller:
         self._told: dict[int, Outcome] = {}
         self._queue: deque[Bundle] = deque()
         self._out: dict[str, tuple[Bundle, str, float]] = {}
+        self._gone: list[str] = []
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[int] = Counter()
         self._settled = 0  # leading generations whose trials have all ended
@@ -122,7 +123,7 @@ class Controller:
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
-                if self._failure or self._closing:
+                if self._failure or self._closing or any(_is_of(worker, gone) for gone in self._gone):
                     return DONE
                 if self._queue:
                     return self._hand_out(worker)
@@ -151,8 +152,9 @@ class Controller:
         """A worker, named in full or by a leading part, is gone: what it had is handed out again in halves, or ends as
         PREEMPTED after enough tries."""
         with self._writing():
+            self._gone.append(worker)  # its last pull may still wait here, and must not be given a bundle
             for bundle, holder, started in list(self._out.values()):
-                if f"{holder}-".startswith(f"{worker}-"):
+                if _is_of(holder, worker):
                     del self._out[bundle.id]
                     self._give_up(bundle, started)
 
@@ -373,7 +375,7 @@ class Controller:
                 point=trial.point,
                 started=started,
                 ended=time.time(),
-                error=f"its worker died {MAX_RETRIES + 1} times while training it",
+                error=f"its worker died {self._losses[trial.number]} times while training it",
             )
             for trial in bundle.trials
             if trial.number not in again
@@ -408,14 +410,14 @@ class Controller:
     def _replay(self) -> None:
         events = self.search.log()
         by_epoch: dict[int, list[float]] = {}
-        told: set[int] = set()
+        told: dict[int, tuple[str, int]] = {}  # an attempt may hold outcomes that were retried instead of told
         for event in events:
             by_epoch.setdefault(event.epoch, []).append(event.time)
             if event.kind == "asked":
                 self._generations.append([self._trial(t["number"], t["point"]) for t in event.body["trials"]])
                 self._infeasible += event.body["infeasible"]
             elif event.kind == "told":
-                told |= set(event.body["numbers"])
+                told |= dict.fromkeys(event.body["numbers"], (event.body["bundle"], event.body["attempt"]))
             elif event.kind == "calibrated":
                 self._overhead_s += event.body["device_s"]
             elif event.kind == "failed":
@@ -427,9 +429,9 @@ class Controller:
             self._attempts[bundle_id] = max(self._attempts[bundle_id], attempt + 1)
         named = set(self.search.told(events))
         closed = [place for place, is_closed in self.search.attempts().items() if is_closed and place[0] not in named]
-        for outcome in self.search.outcomes():
-            if outcome.number in told and outcome.bundle_id in named:
-                self._told.setdefault(outcome.number, outcome)
+        for place in dict.fromkeys(told.values()):
+            found = self.search.attempt_outcomes(*place)
+            self._told.update({o.number: o for o in found if told.get(o.number) == place})
         for bundle_id, attempt in closed:
             self._adopt(bundle_id, attempt)
         for generation, trials in enumerate(self._generations):
@@ -441,6 +443,11 @@ class Controller:
         if outcomes:
             bundle = Bundle(search_id=self.search.id, id=bundle_id, attempt=attempt, generation=0, trials=())
             self._tell(bundle, outcomes)
+
+
+def _is_of(worker: str, name: str) -> bool:
+    """Whether `name` is the worker's, in full or by a leading part."""
+    return f"{worker}-".startswith(f"{name}-")
 
 
 def best_of(outcomes: Sequence[Outcome], mode: str) -> Outcome | None:

@@ -13,7 +13,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from service.controller import Controller, Progress
 from service.executors import Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
-from service.planning import goal_of, plan_of, sampler_of
+from service.planning import goal_of, plan_of, sampler_of, threads_of
 from service.samplers import Sampler
 from service.slot import Job
 from service.spec import SearchSpec, check
@@ -31,6 +31,7 @@ from trials.calibrate import calibrate
 from trials.plan import Plan
 from trials.store import SearchStore, Store
 from trials.tasks import Task
+from trials.train import threads
 
 Executor = Literal["local", "ray", "here"]
 Watch = Callable[[Progress], None]
@@ -113,15 +114,18 @@ def _drive(
 ) -> Result:
     with search.lease() as lease:
         plan = plan_of(spec, task)
-        lanes, measured = _lanes(search, spec, plan)
+        with threads(threads_of(spec)):
+            lanes, measured = _lanes(search, spec, plan)
         job = Job(
             spec=spec.to_dict(),
             store=str(store.root.absolute()),
             search_id=search.id,
-            threads=max(1, int(spec.resources.cpus_per_worker)),
+            threads=threads_of(spec),
             directory=str((directory or Path.cwd()).absolute()),
         )
-        make = partial(make_controller, job.store, search.id, lease.epoch, spec, plan, lanes, sampler)
+        # the controller calls no objective, and on Ray it lives where the user's module cannot be imported
+        bare = replace(plan, objective=None)
+        make = partial(make_controller, job.store, search.id, lease.epoch, spec, bare, lanes, sampler)
         crew = _crew(executor, make, job, spec, bench)
         try:
             crew.controller.note("state", {"state": "running"})

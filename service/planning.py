@@ -38,6 +38,11 @@ def sampler_of(spec: SearchSpec, plan: Plan) -> Sampler:
     return make_sampler(chosen.kind, spec.space, seed=spec.seed, mode=plan.mode, excess=plan.excess, options=options)
 
 
+def threads_of(spec: SearchSpec) -> int:
+    """Threads that one worker's arithmetic runs on."""
+    return max(1, int(spec.resources.cpus_per_worker))
+
+
 def goal_of(spec: SearchSpec) -> Goal:
     """When the search is over."""
     budget = spec.budget

@@ -61,8 +61,7 @@ def lane_rule(plan: Plan, training: Training, trials: Sequence[Trial]) -> tuple[
     names = {"lr", "momentum"} if training.optimizer == "sgd" else {"lr", "beta1", "beta2"}
     uses = {n for n in names | {"weight_decay"} if n not in ("momentum", "weight_decay") or _in_use(plan, n)}
     hyper = {
-        name: torch.tensor([float(trial.point.get(name, getattr(training, name))) for trial in trials])
-        for name in uses
+        name: torch.tensor([float(trial.point.get(name, getattr(training, name))) for trial in trials]) for name in uses
     }
     return Rule(kind=training.optimizer, nesterov=training.nesterov and "momentum" in uses, uses=frozenset(uses)), hyper
 
@@ -106,6 +105,7 @@ class FusedRun:
         points = [trial.point if plan.fractional else plan.rounded(trial.point) for trial in trials]
         sizes = [self.network.sizes(point) for point in points]
         self.sizes_KG = torch.tensor(sizes, dtype=torch.float64).reshape(len(sizes), -1)
+        self._moved = {name: p for name, p in plan.space.moved().items() if name in trials[0].point}
         self.gated: GatedLanes | None = None
         if plan.fractional:
             maxima, kind = self.network.maxima(plan.space), self._membership()
@@ -126,9 +126,8 @@ class FusedRun:
         return "band" if self.plan.gradient else "interval"
 
     def _moves(self) -> Moves:
-        moved = self.plan.space.moved()
         scales = [
-            (p.low, p.high, p.log) if isinstance(p := moved.get(gate), Real) else (1.0, 1.0, False)
+            (p.low, p.high, p.log) if isinstance(p := self._moved.get(gate), Real) else (1.0, 1.0, False)
             for gate in self.network.gates
         ]
 
@@ -246,8 +245,7 @@ class FusedRun:
 
     def _outcome(self, i: int, step: int, metrics: Mapping[str, np.ndarray]) -> Outcome:
         trial, means = self.bundle.trials[i], self._means(i, metrics)
-        moved = self.plan.space.moved()
-        point = {**trial.point, **{gate: n for gate, n in self._architecture(i).items() if gate in moved}}
+        point = {**trial.point, **{gate: n for gate, n in self._architecture(i).items() if gate in self._moved}}
         value = means.get(self.plan.metric, math.nan)
         finite = math.isfinite(value)
         rounded = self.plan.rounded(point)

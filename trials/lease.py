@@ -50,7 +50,7 @@ class Lease:
 
     def __init__(self, path: Path | str, *, above: int = 0) -> None:
         self._path = Path(path)
-        self._about = self._path.with_suffix(".json")
+        self._about = _about(self._path)
         try:
             self._connection = sqlite3.connect(
                 self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
@@ -66,7 +66,7 @@ class Lease:
             if not isinstance(error, sqlite3.Error):
                 raise
             if _busy(error):
-                raise Held(self._path, self._owner()) from None
+                raise Held(self._path, _owner(self._path)) from None
             raise self._unusable(error) from error
 
     def _take(self, above: int) -> int:
@@ -102,17 +102,39 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _owner(self) -> dict[str, Any]:
-        try:
-            owner: dict[str, Any] = json.loads(self._about.read_bytes())
-        except (OSError, ValueError):  # taken this instant, or let go this instant
-            return {}
-        return owner
-
     def _unusable(self, error: sqlite3.Error) -> Invalid:
         return Invalid(
             [f"lease: {self._path} must be an SQLite file that we may write, but got: {error}; move it away."]
         )
+
+
+def holder(path: Path | str) -> dict[str, Any] | None:
+    """What the live process that has the lease wrote of itself (as `Held.owner`); None where nobody has it.
+
+    Takes nothing and changes nothing: a reader of the database is turned away while the lock is held.
+    """
+    try:
+        connection = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=0)
+    except sqlite3.Error:
+        return None
+    with contextlib.closing(connection):
+        try:
+            connection.execute("SELECT count(*) FROM lease").fetchone()
+        except sqlite3.Error as error:
+            return _owner(Path(path)) if _busy(error) else None
+    return None
+
+
+def _about(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    try:
+        owner: dict[str, Any] = json.loads(_about(path).read_bytes())
+    except (OSError, ValueError):  # taken this instant, or let go this instant
+        return {}
+    return owner
 
 
 def _busy(error: sqlite3.Error) -> bool:

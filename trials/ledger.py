@@ -23,4 +23,4 @@ def most_flops(plan: Plan, point: Point) -> float:
 
 def epochs(plan: Plan, point: Point) -> float:
     """The passes over the training data that a trial at `point` makes, replicates included."""
-    return float(plan.seeds * plan.training.at(point).epochs) if plan.objective is None else 0.0
+    return float(plan.seeds * plan.training.at(point).epochs) if plan.task is not None else 0.0

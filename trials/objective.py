@@ -54,7 +54,7 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
             metrics = _metrics(plan, result)
         except MemoryError:
             ending, error, metrics = Ending.OOM, traceback.format_exc()[-2000:], {}
-        except Exception:
+        except (Exception, SystemExit):  # sys.exit in an objective ends that trial, not the worker
             ending, error, metrics = Ending.ERROR, traceback.format_exc()[-2000:], {}
         spent = Spent(device_s=time.perf_counter() - clock)
         for step, found in live.reports:

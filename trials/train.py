@@ -11,6 +11,7 @@ replicate): a trial's result does not depend on its bundle.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Iterator
@@ -47,6 +48,18 @@ class Trainer:
             assert self.plan.task is not None
             self._splits[splits] = prepared(self.plan.task.rows(*splits), self.plan.task.outputs, self.device)
         return self._splits[splits]
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Arithmetic on that many threads: one for small matrices, where several mostly wait for each other. Results are
+    repeatable for a fixed number only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -52,15 +52,18 @@ class Moves:
         self._steps = 0
 
     def step(self, gradient_KG: Tensor) -> Tensor:
-        """Move by d(objective)/d(sizes) and return the new sizes, [K, G]. A lane whose gradient is not finite rests."""
+        """Move by d(objective)/d(sizes) and return the new sizes, [K, G]. A lane whose gradient is not finite rests:
+        neither its momentum nor its multipliers move it."""
         n_KG = self.n_KG.clone().requires_grad_()
-        total_KG = gradient_KG.double() + self._dual_gradient(n_KG)
+        finite_K1 = gradient_KG.isfinite().all(1, keepdim=True)
+        total_KG = torch.where(finite_K1, gradient_KG.double() + self._dual_gradient(n_KG), 0.0)
         per_unit_KG = torch.where(
             self._log, self.n_KG * (self._high / self._low.clamp(min=1e-300)).log(), self._high - self._low
         )
-        slope_KG = torch.nan_to_num(total_KG * per_unit_KG, nan=0.0, posinf=0.0, neginf=0.0) * self._moves
+        slope_KG = torch.where(self._moves, total_KG * per_unit_KG, 0.0)
         self._steps += 1
-        u_KG = (self._u_KG - self.method.lr * self._direction(slope_KG)).clamp(0.0, 1.0)
+        direction_KG = torch.where(finite_K1, self._direction(slope_KG), 0.0)
+        u_KG = (self._u_KG - self.method.lr * direction_KG).clamp(0.0, 1.0)
         # a size that rests keeps every bit: going through the unit cube and back would round it
         self.n_KG = torch.where(u_KG != self._u_KG, self._decode(u_KG), self.n_KG)
         self._u_KG = u_KG

@@ -1,0 +1,58 @@
+"""What a spec means, without running it: `continua run SPEC --dry-run`.
+
+The resolved spec as YAML that `run` reads back, with what follows from it as comments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from search_spaces import Width
+from service import show as out
+from service.spec import SearchSpec
+from trials.tasks import Task
+
+
+def print_dry_run(spec: SearchSpec, task: Task | Any, output: str) -> None:
+    """The spec and its consequences, as YAML or as one JSON object."""
+    facts: dict[str, Any] = {"batch": spec.batch_size(), "notes": list(getattr(task, "notes", ()))}
+    if spec.network is not None and isinstance(task, Task):
+        facts |= {"data": _data(task), "smallest": _network(spec, task, False), "largest": _network(spec, task, True)}
+    if output == "json":
+        out.put(out.as_json({"spec": spec.to_dict(), **facts}) + "\n")
+        return
+    comments = [f"a generation: {facts['batch']} points"]
+    for name in ("smallest", "largest"):
+        if name in facts:
+            network = facts[name]
+            sizes = "-".join(map(str, network["sizes"]))
+            comments.append(
+                f"{name} network: {sizes}, {network['parameters']:,} parameters, {network['flops']:,} FLOPs"
+            )
+    if "data" in facts:
+        comments.append(f"data: {out.values(facts['data'])}")
+    comments += [f"note: {note}" for note in facts["notes"]]
+    text = yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True)
+    out.put(text + "".join(f"# {out.escaped(comment)}\n" for comment in comments))
+
+
+def _data(task: Task) -> dict[str, Any]:
+    rows = {split: len(getattr(task, split)) for split in ("train", "outer", "selection", "test")}
+    return {"kind": task.kind, "inputs": task.inputs, "outputs": task.outputs, **rows}
+
+
+def _network(spec: SearchSpec, task: Task, largest: bool) -> dict[str, Any]:
+    """The network at the ends of all widths, whole, bounds aside; FLOPs of one example's forward pass."""
+    network = spec.network
+    assert network is not None
+    ends = {
+        name: parameter.high if largest else parameter.low
+        for name, parameter in spec.space.parameters.items()
+        if isinstance(parameter, Width) and name in network.gates
+    }
+    sizes = network.sizes(network.rounded(ends))
+    costs = network.costs(sizes, task.inputs, task.outputs)
+    whole = [task.inputs, *map(int, sizes), task.outputs]
+    return {"sizes": whole, **{name: int(cost) for name, cost in costs.items()}}

@@ -1,0 +1,166 @@
+"""What a search came to, read back from the store: its state, counts, best trial and cost, as plain data.
+
+    >>> summary(Store.open_for_reading("runs").search("digits-3fa2b1"))["trials"]
+    {'complete': 255, 'nan': 1}
+
+`run`, `show`, `best` and `list` all print from here, so that they cannot disagree. Neither torch nor DuckDB is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from search_spaces.faults import Invalid
+from trials import layout
+from trials.lease import holder
+from trials.records import Ending, Outcome
+from trials.store import Damaged, Event, NotFound, SearchStore, Store
+
+
+class WitnessStore(Store):
+    """A store for reading that remembers the searches it opened, so that what was damaged in them can be told."""
+
+    def __init__(self, root: Any, *, reading: bool = True) -> None:
+        super().__init__(root, reading=reading)
+        self.opened: list[SearchStore] = []
+
+    def search(self, search_id: str) -> SearchStore:
+        self.opened.append(super().search(search_id))
+        return self.opened[-1]
+
+    def named(self, text: str) -> SearchStore:
+        """The search with that id, or the one whose id begins so.
+
+        Raises:
+            Invalid: when several begin so.
+            NotFound: when none does.
+        """
+        known = self.searches()
+        found = [search_id for search_id in known if text and search_id.startswith(text)]
+        if text in known or len(found) != 1:
+            if text not in known and found:
+                some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+                raise Invalid(
+                    [f"search: must begin one id, but {text!r} begins {len(found)} ({some}); write more of it."]
+                )
+            return self.search(text)
+        return self.search(found[0])
+
+
+def summary(search: SearchStore) -> dict[str, Any]:
+    """Everything about a search that is known without reading its reports.
+
+    `trials` counts ended trials by ending; `asked` counts all; `best` is None until a trial is complete, with `asked`
+    and `point` (where it ended) and `rounded`; seconds in `spent` include the measuring of lanes; `created` and
+    `owner.since` are Unix seconds. A search whose `spec` is damaged has none, and no best.
+    """
+    events = search.log()
+    ended = ended_trials(search, events)
+    try:
+        document = search.spec()
+    except Damaged:
+        document = {}
+    spec = document.get("spec", {})
+    objective = spec.get("objective", {})
+    calibrations = [event.body for event in events if event.kind == "calibrated"]
+    lanes = spec.get("resources", {}).get("lanes")
+    owner = holder(layout.lease(search.path))
+    asked = {t["number"]: t["point"] for e in events if e.kind == "asked" for t in e.body["trials"]}
+    best = best_of(ended.values(), objective.get("mode"))
+    return {
+        "search_id": search.id,
+        "name": document.get("name", search.id),
+        "state": _state(events, owner is not None),
+        "owner": owner,
+        "created": events[0].time if events else search.path.stat().st_mtime,
+        "metric": objective.get("metric"),
+        "mode": objective.get("mode"),
+        "goal": spec.get("budget", {}),
+        "asked": len(asked),
+        "trials": dict(sorted(Counter(outcome.ending.value for outcome in ended.values()).items())),
+        "best": best and _trial(best, asked.get(best.number, {})),
+        "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),
+        "lanes": lanes if isinstance(lanes, int) else calibrations[-1]["lanes"] if calibrations else None,
+        "labels": document.get("labels", {}),
+        "spec": spec,
+    }
+
+
+def ended_trials(search: SearchStore, events: Sequence[Event]) -> dict[int, Outcome]:
+    """Each ended trial's last outcome, by number: the one told, or one that was closed before it could be told."""
+    told: dict[int, str] = {}
+    for event in events:
+        if event.kind == "told":
+            told |= dict.fromkeys(event.body["numbers"], event.body["bundle"])
+    found: dict[int, Outcome] = {}
+    for outcome in search.outcomes():
+        # a bundle may hold outcomes that were retried in another one instead of told
+        if told.get(outcome.number, "" if outcome.ending.retried else outcome.bundle_id) == outcome.bundle_id:
+            found[outcome.number] = outcome
+    return dict(sorted(found.items()))
+
+
+def best_of(outcomes: Any, mode: str | None) -> Outcome | None:
+    """The complete outcome with the best finite value; the earliest asked among equals."""
+    if mode is None:
+        return None
+    sign = -1.0 if mode == "max" else 1.0
+    ranked = [
+        (sign * outcome.value, outcome.number, outcome)
+        for outcome in outcomes
+        if outcome.ending is Ending.COMPLETE and outcome.value is not None and math.isfinite(outcome.value)
+    ]
+    return min(ranked, key=lambda item: item[:2])[2] if ranked else None
+
+
+def best_trial(search: SearchStore) -> dict[str, Any]:
+    """The best trial alone, with its metrics and the parameters of its rounded network.
+
+    Raises:
+        Damaged: when the spec, which says what is better, cannot be read.
+        NotFound: when no trial is complete yet.
+    """
+    search.spec()
+    whole = summary(search)
+    if whole["best"] is None:
+        raise NotFound(f"search {search.id}: no trial is complete yet, so none is best; it is {whole['state']}.")
+    names = ("search_id", "name", "state", "metric", "mode")
+    return {**{name: whole[name] for name in names}, **whole["best"]}
+
+
+def _trial(outcome: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "trial": outcome.number,
+        "trial_id": outcome.trial_id,
+        "value": outcome.value,
+        "asked": asked,
+        "point": dict(outcome.point),
+        "rounded": dict(outcome.rounded),
+        "parameters": outcome.metrics.get("parameters"),
+        "metrics": dict(outcome.metrics),
+    }
+
+
+def _spent(outcomes: Any, events: Sequence[Event], overhead: float) -> dict[str, float]:
+    costs = [outcome.spent for outcome in outcomes]
+    by_epoch: dict[int, list[float]] = {}
+    for event in events:
+        by_epoch.setdefault(event.epoch, []).append(event.time)
+    return {
+        "device_seconds": sum((cost.device_s for cost in costs), overhead),
+        "flops": sum((cost.flops for cost in costs), 0.0),
+        "executed_flops": sum((cost.executed_flops for cost in costs), 0.0),
+        "wall_seconds": sum((max(times) - min(times) for times in by_epoch.values()), 0.0),
+    }
+
+
+def _state(events: Sequence[Event], held: bool) -> str:
+    """A search runs while its lease is held. One that was killed could not write that it runs no more."""
+    if held:
+        return "running"
+    states = (str(event.body["state"]) for event in reversed(events) if event.kind == "state")
+    last = next(states, "running")
+    return "interrupted" if last == "running" else last
