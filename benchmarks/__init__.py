@@ -1,0 +1,5 @@
+"""Programs that measure: each runs the systems it compares side by side and prints rates and their ratios.
+
+throughput  the service, Ray Tune, Optuna and hand-written numpy on one fixed list of trials
+gpu         fused lanes on a GPU against single runs and CPU processes
+"""
