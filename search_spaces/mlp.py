@@ -73,7 +73,7 @@ def materialise(network: GatedMLP) -> nn.Sequential:
     gates = [gate for gate in network.gates if isinstance(gate, WidthGate)]
     kept = [
         linears[0].in_features,
-        *(min(int(float(gate.n) + 0.5), gate.maximum) for gate in gates),
+        *(min(int(float(gate.n.detach()) + 0.5), gate.maximum) for gate in gates),
         linears[-1].out_features,
     ]
     weights = [layer.weight[:b, :a] for layer, (a, b) in zip(linears, pairwise(kept), strict=True)]

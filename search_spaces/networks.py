@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from search_spaces.cost import mlp_flops, mlp_parameters
 from search_spaces.faults import Invalid, unknown
-from search_spaces.parameters import Value, Width, is_real
+from search_spaces.parameters import Parameter, Value, Width, is_real
 from search_spaces.space import Space
 
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")  # each is 0 at 0, so a unit without members stays silent
@@ -86,10 +86,14 @@ class MLP:
         return name in self.gates or name == "activation"
 
     def maxima(self, space: Space) -> tuple[int, ...]:
-        """The greatest size of each hidden layer: the space's `high`, or the network's own width."""
-        return tuple(
-            int(p.high) if isinstance(p := space.parameters.get(gate), Width) else self.width for gate in self.gates
-        )
+        """The greatest size of each hidden layer: the space's `high`, the network's own width where it is silent."""
+
+        def maximum(parameter: Parameter | None) -> int:
+            if not isinstance(parameter, Width):
+                return self.width
+            return max(int(parameter.high), self.width) if parameter.when else int(parameter.high)
+
+        return tuple(maximum(space.parameters.get(gate)) for gate in self.gates)
 
     def sizes(self, point: Mapping[str, Value]) -> tuple[float, ...]:
         """The real size of each hidden layer at `point`."""

@@ -12,6 +12,7 @@ bundle's signature; a `topology` is a family of numbers in [0, 1], named `name.0
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
@@ -22,8 +23,10 @@ Value: TypeAlias = "float | int | str | bool | None"
 
 
 def is_real(value: object) -> bool:
-    """A finite int or float; a bool is neither."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite int or float (an int beyond every float is not finite); a bool is neither."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def same(a: object, b: object) -> bool:
@@ -185,6 +188,11 @@ class Int(Parameter):
             f"{where}.{key}: must be a whole number, but got {value!r}."
             for key, value in (("low", self.low), ("high", self.high))
             if not _is_whole(value)
+        ]
+        faults += [
+            f"{where}.{key}: must lie within 2**40 of 0, where its place in [0, 1] is exact, but got {value!r}."
+            for key, value in (("low", self.low), ("high", self.high))
+            if _is_whole(value) and abs(value) > 2**40
         ]
         return faults or _range_faults(where, self.low, self.high, self.log, strict=False)
 
@@ -348,6 +356,10 @@ def _range_faults(where: str, low: object, high: object, log: bool, strict: bool
         faults.append(f"{where}: `{rule}` must hold, but got low={low!r}, high={high!r}.")
     if log and low <= 0:
         faults.append(f"{where}: `log: true` needs `low > 0`, but got low={low!r}.")
+    low, high = float(low), float(high)
+    if not faults and low < high and not 0 < (high / low - 1 if log else high - low) < math.inf:
+        measure = "high / low" if log else "high - low"
+        faults.append(f"{where}: `{measure}` must be a number that a float holds, but got low={low!r}, high={high!r}.")
     return faults
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import graphlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeAlias
 
@@ -43,13 +43,12 @@ class Space:
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters: dict[str, Parameter] = dict(parameters)
-        faults = [
-            fault
+        own = {
+            name: [*_name_faults(name), *parameter.declaration_faults(f"space.{name}")]
             for name, parameter in self.parameters.items()
-            for fault in [*_name_faults(name), *parameter.declaration_faults(f"space.{name}")]
-        ]
-        faults += self._condition_faults()
-        if faults:
+        }
+        sound = {name: parameter for name, parameter in self.parameters.items() if not own[name]}
+        if faults := [fault for found in own.values() for fault in found] + _joint_faults(sound, self.parameters):
             raise Invalid(faults)
         self.coordinates: dict[str, Parameter] = dict(self._ordered_coordinates())
 
@@ -62,11 +61,11 @@ class Space:
         parameters: dict[str, Parameter] = {}
         for name, declaration in data.items():
             parameter, found = parameter_from_dict(f"space.{name}", declaration)
-            faults += found
+            faults += [*_name_faults(str(name)), *found]
             if parameter is not None:
                 parameters[str(name)] = parameter
         if faults:
-            raise Invalid(faults)
+            raise Invalid(faults + _joint_faults(parameters, [str(name) for name in data]))
         return cls(parameters)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class Space:
         return isinstance(other, Space) and self.parameters == other.parameters
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
+        return hash(frozenset((name, parameter.type) for name, parameter in self.parameters.items()))
 
     def __repr__(self) -> str:
         return f"Space({', '.join(f'{name}: {p.type}' for name, p in self.parameters.items())})"
@@ -90,8 +89,11 @@ class Space:
 
     def active(self, point: Mapping[str, Value]) -> Iterator[tuple[str, Parameter]]:
         """The coordinates that exist at `point`, parents before children."""
+        alive: Point = {}
         for name, parameter in self.coordinates.items():
-            if _holds(parameter, point):
+            if _holds(parameter, alive):
+                if name in point:
+                    alive[name] = point[name]
                 yield name, parameter
 
     def exists(self, name: str, point: Mapping[str, Value]) -> bool:
@@ -149,26 +151,6 @@ class Space:
         """The coordinates that a gradient moves."""
         return {n: p for n, p in self.coordinates.items() if isinstance(p, Real) and p.moved_by == "gradient"}
 
-    # -- checks ----------------------------------------------------------------------------------------------------
-
-    def _condition_faults(self) -> list[str]:
-        faults = []
-        for name, parameter in self.parameters.items():
-            for other, wanted in parameter.when.items():
-                where = f"space.{name}.when.{other}"
-                parent = self.parameters.get(other)
-                if parent is None:
-                    faults.append(unknown(where, other, [n for n in self.parameters if n != name], "parameter"))
-                elif not parent.structural:
-                    faults.append(f"{where}: must name an int or a choice, but {other!r} is a {parent.type}.")
-                else:
-                    values = wanted if isinstance(wanted, tuple) else (wanted,)
-                    faults += [fault for value in values for fault in parent.value_faults(where, value)]
-        cycle = _cycle({name: list(p.when) for name, p in self.parameters.items()})
-        if cycle:
-            faults.append(f"space: conditions must not go round in a circle, but got {' -> '.join(cycle)}.")
-        return faults
-
     def _ordered_coordinates(self) -> Iterator[tuple[str, Parameter]]:
         done: set[str] = set()
         waiting = dict(self.parameters)
@@ -211,6 +193,30 @@ def json_schema() -> dict[str, Any]:
             {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
         )
     return {"type": "object", "minProperties": 1, "additionalProperties": {"oneOf": options}}
+
+
+def _joint_faults(sound: Mapping[str, Parameter], declared: Collection[str]) -> list[str]:
+    """Rules between the parameters that are sound by themselves; `declared` names the faulty ones too."""
+    faults = []
+    for name, parameter in sound.items():
+        for other, wanted in parameter.when.items():
+            where, parent = f"space.{name}.when.{other}", sound.get(other)
+            if other not in declared:
+                faults.append(unknown(where, other, [n for n in declared if n != name], "parameter"))
+            elif parent is not None and not parent.structural:
+                faults.append(f"{where}: must name an int or a choice, but {other!r} is a {parent.type}.")
+            elif wanted == ():
+                faults.append(f"{where}: must be a value or a list of at least one, but got an empty list.")
+            elif parent is not None:
+                values = wanted if isinstance(wanted, tuple) else (wanted,)
+                faults += [fault for value in values for fault in parent.value_faults(where, value)]
+        if isinstance(parameter, Topology):
+            taken = [number for number in parameter.coordinates(name) if number in declared]
+            faults += [f"space.{number}: is a number of the topology {name!r} already; rename one." for number in taken]
+    cycle = _cycle({name: list(p.when) for name, p in sound.items()})
+    if cycle:
+        faults.append(f"space: conditions must not go round in a circle, but got {' -> '.join(cycle)}.")
+    return faults
 
 
 def _holds(parameter: Parameter, point: Mapping[str, Value]) -> bool:

@@ -65,7 +65,9 @@ StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="DIR", help="The store [default: see `continua config show`].")
 ]
 WholeOption = Annotated[Whole, typer.Option("-o", "--output", help="How to print it.")]
-RowsOption = Annotated[Rows, typer.Option("-o", "--output", help="How to print it.")]
+RowsOption = Annotated[
+    Rows, typer.Option("-o", "--output", help="How to print it. JSON and CSV say NaN and infinities as text.")
+]
 Search = Annotated[str, typer.Argument(metavar="ID", help="The search, or the beginning of its id.")]
 
 app = typer.Typer(name="continua", rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -220,7 +222,7 @@ def _stoppable(again: str) -> Iterator[threading.Event]:
             if stop.is_set():
                 os.write(2, f"\x1b[?25h\n{out.escaped(again)}\n".encode() if os.isatty(2) else f"{again}\n".encode())
             else:
-                os.write(2, b"\nstopping: nothing new begins; once more ends it at once. Go on later with:\n")
+                os.write(2, b"\nstopping: nothing new begins; once more ends it at once. Then go on, or again, with:\n")
                 os.write(2, f"{again}\n".encode())
         if stop.is_set():
             os._exit(INTERRUPTED)

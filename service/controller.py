@@ -146,6 +146,8 @@ class Controller:
                 numbers = [o.number for o in again]
                 self.log.append("failed", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers})
                 self._requeue(bundle, numbers)
+                if len(again) == len(outcomes):  # decided on, if on nothing: it must not pass for one yet to be told
+                    self.log.append("told", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": []})
             self._tell(bundle, [o for o in outcomes if o not in again])
 
     def lost(self, worker: str) -> None:
@@ -410,14 +412,11 @@ class Controller:
     def _replay(self) -> None:
         events = self.search.log()
         by_epoch: dict[int, list[float]] = {}
-        told: dict[int, tuple[str, int]] = {}  # an attempt may hold outcomes that were retried instead of told
         for event in events:
             by_epoch.setdefault(event.epoch, []).append(event.time)
             if event.kind == "asked":
                 self._generations.append([self._trial(t["number"], t["point"]) for t in event.body["trials"]])
                 self._infeasible += event.body["infeasible"]
-            elif event.kind == "told":
-                told |= dict.fromkeys(event.body["numbers"], (event.body["bundle"], event.body["attempt"]))
             elif event.kind == "calibrated":
                 self._overhead_s += event.body["device_s"]
             elif event.kind == "failed":
@@ -427,22 +426,19 @@ class Controller:
             return
         for bundle_id, attempt in self.search.attempts():
             self._attempts[bundle_id] = max(self._attempts[bundle_id], attempt + 1)
-        named = set(self.search.told(events))
-        closed = [place for place, is_closed in self.search.attempts().items() if is_closed and place[0] not in named]
-        for place in dict.fromkeys(told.values()):
-            found = self.search.attempt_outcomes(*place)
-            self._told.update({o.number: o for o in found if told.get(o.number) == place})
-        for bundle_id, attempt in closed:
-            self._adopt(bundle_id, attempt)
-        for generation, trials in enumerate(self._generations):
-            self._pack([t for t in trials if t.number not in self._told], generation)
-
-    def _adopt(self, bundle_id: str, attempt: int) -> None:
-        """Tell an attempt that was closed before its controller could: an acknowledged result is never lost."""
-        outcomes = [o for o in self.search.attempt_outcomes(bundle_id, attempt) if not o.ending.retried]
-        if outcomes:
+        told = self.search.told_trials(events)
+        untold: dict[tuple[str, int], list[Outcome]] = {}
+        for outcome in self.search.outcomes():
+            if outcome.number in told:
+                self._told[outcome.number] = outcome
+            else:
+                untold.setdefault((outcome.bundle_id, outcome.attempt), []).append(outcome)
+        for (bundle_id, attempt), outcomes in untold.items():
+            # closed before its controller could tell it: an acknowledged result is never lost
             bundle = Bundle(search_id=self.search.id, id=bundle_id, attempt=attempt, generation=0, trials=())
             self._tell(bundle, outcomes)
+        for generation, trials in enumerate(self._generations):
+            self._pack([t for t in trials if t.number not in self._told], generation)
 
 
 def _is_of(worker: str, name: str) -> bool:

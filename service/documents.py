@@ -155,3 +155,16 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise Invalid([f"--set {key}: {'.'.join(done)} must be a mapping, but is {inner!r}; set it as a whole."])
         at = inner
+
+
+def located(task: str | Mapping[str, Any], directory: Path) -> str | Mapping[str, Any]:
+    """A task whose files, where they lie in `directory`, are named in full; other paths are left as they are."""
+
+    def full(value: Any) -> Any:
+        there = isinstance(value, str) and (directory / value).is_file()
+        return str((directory / value).absolute()) if there else value
+
+    if isinstance(task, str):
+        name: str = full(task)
+        return name
+    return {key: full(value) if key in ("path", "test_path") else value for key, value in task.items()}

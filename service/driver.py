@@ -29,7 +29,7 @@ from service.slot import Job
 from service.spec import SearchSpec, check
 from trials.calibrate import calibrate
 from trials.plan import Plan
-from trials.store import SearchStore, Store
+from trials.store import Conflict, SearchStore, Store
 from trials.tasks import Task
 from trials.train import threads
 
@@ -79,8 +79,15 @@ def run(
     """
     name = search_id or new_search_id(spec.name)
     versions = {library: version(library) for library in ("torch", "optuna", "pyarrow")}
-    document = {"spec": spec.to_dict(), "directory": str(directory or Path.cwd()), "versions": versions}
-    search = store.create(name, {"name": spec.name, "labels": dict(labels or {}), **document})
+    document = {
+        "name": spec.name,
+        "labels": dict(labels or {}),
+        "replay": sampler is not None,
+        "spec": spec.to_dict(),
+        "directory": str(directory or Path.cwd()),
+        "versions": versions,
+    }
+    search = store.create(name, document)
     return _drive(search, spec, task, store, executor, directory, watch, interrupted, sampler, bench)
 
 
@@ -95,6 +102,8 @@ def resume(
     """Go on with a search. Raises NotFound, Invalid (its data are gone), or Held (another driver has it)."""
     search = store.search(search_id)
     document = search.spec()
+    if document.get("replay"):
+        raise Conflict(f"search {search_id} replays another one's points; run its comparison again instead.")
     directory = Path(document["directory"])
     spec, task = check(document["spec"], directory=directory)
     return _drive(search, spec, task, store, executor, directory, watch, interrupted)
@@ -134,7 +143,7 @@ def _drive(
             _oversee(crew, watch or (lambda _: None), interrupted or threading.Event())
             progress = crew.controller.progress()
             state = "failed" if progress.failure else "complete" if progress.done else "interrupted"
-            crew.controller.note("state", {"state": state})
+            crew.controller.note("state", {"state": state, "why": progress.failure})
         finally:
             crew.shutdown()
         return Result(search_id=search.id, state=state, progress=progress, lanes=lanes)

@@ -52,7 +52,9 @@ def put_bytes(data: bytes) -> None:
     """The same for bytes."""
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        rest = memoryview(data)
+        while len(rest):  # an unbuffered stdout (PYTHONUNBUFFERED) may take a part
+            rest = rest[sys.stdout.buffer.write(rest) or 0 :]
         sys.stdout.buffer.flush()
     except OSError as error:
         _discard(sys.stdout)
@@ -252,7 +254,7 @@ def print_summary(found: Mapping[str, Any], output: str, *, spec: bool) -> None:
     facts = [
         ("search", found["search_id"]),
         ("name", found["name"]),
-        ("state", found["state"] + _owner(found["owner"])),
+        ("state", found["state"] + _owner(found["owner"]) + (f": {found['why']}" if found["why"] else "")),
         *(_spec_facts(found) if spec else []),
         ("goal", values(goal)),
         ("trials", f"{endings} of {found['asked']} asked"),

@@ -25,7 +25,7 @@ from search_spaces.faults import unknown
 from search_spaces.networks import ACTIVATIONS, MEMBERSHIPS, MLP, NETWORKS, network_from_dict
 from search_spaces.parameters import parameter_from_dict
 from search_spaces.space import json_schema
-from service.documents import document, override
+from service.documents import document, located, override
 from service.sections import Section, declared, declared_schema, part, rule, tame
 from service.usercode import function
 from trials.hypergradients import METHODS, Method
@@ -497,4 +497,4 @@ def _load_task(task: str | Mapping[str, Any], directory: Path | None) -> Task | 
         return function(task, [*([directory] if directory else []), Path.cwd()])
     from trials.tasks import load  # declarations are read without the libraries that data needs
 
-    return load(task)
+    return load(located(task, directory) if directory else task)

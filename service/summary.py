@@ -58,7 +58,7 @@ def summary(search: SearchStore) -> dict[str, Any]:
     `owner.since` are Unix seconds. A search whose `spec` is damaged has none, and no best.
     """
     events = search.log()
-    ended = ended_trials(search, events)
+    ended = ended_trials(search)
     try:
         document = search.spec()
     except Damaged:
@@ -73,7 +73,8 @@ def summary(search: SearchStore) -> dict[str, Any]:
     return {
         "search_id": search.id,
         "name": document.get("name", search.id),
-        "state": _state(events, owner is not None),
+        "state": search.state(events),
+        "why": next((e.body["why"] for e in reversed(events) if e.kind == "state" and e.body.get("why")), None),
         "owner": owner,
         "created": events[0].time if events else search.path.stat().st_mtime,
         "metric": objective.get("metric"),
@@ -89,18 +90,9 @@ def summary(search: SearchStore) -> dict[str, Any]:
     }
 
 
-def ended_trials(search: SearchStore, events: Sequence[Event]) -> dict[int, Outcome]:
-    """Each ended trial's last outcome, by number: the one told, or one that was closed before it could be told."""
-    told: dict[int, str] = {}
-    for event in events:
-        if event.kind == "told":
-            told |= dict.fromkeys(event.body["numbers"], event.body["bundle"])
-    found: dict[int, Outcome] = {}
-    for outcome in search.outcomes():
-        # a bundle may hold outcomes that were retried in another one instead of told
-        if told.get(outcome.number, "" if outcome.ending.retried else outcome.bundle_id) == outcome.bundle_id:
-            found[outcome.number] = outcome
-    return dict(sorted(found.items()))
+def ended_trials(search: SearchStore) -> dict[int, Outcome]:
+    """Each ended trial's outcome, by number."""
+    return {outcome.number: outcome for outcome in sorted(search.outcomes(), key=lambda outcome: outcome.number)}
 
 
 def best_of(outcomes: Any, mode: str | None) -> Outcome | None:
@@ -155,12 +147,3 @@ def _spent(outcomes: Any, events: Sequence[Event], overhead: float) -> dict[str,
         "executed_flops": sum((cost.executed_flops for cost in costs), 0.0),
         "wall_seconds": sum((max(times) - min(times) for times in by_epoch.values()), 0.0),
     }
-
-
-def _state(events: Sequence[Event], held: bool) -> str:
-    """A search runs while its lease is held. One that was killed could not write that it runs no more."""
-    if held:
-        return "running"
-    states = (str(event.body["state"]) for event in reversed(events) if event.kind == "state")
-    last = next(states, "running")
-    return "interrupted" if last == "running" else last

@@ -129,7 +129,7 @@ def _search_row(search: SearchStore) -> dict[str, Any]:
     return {
         "search_id": search.id,
         "name": str(document.get("name", search.id)),
-        "state": state_of(events),
+        "state": search.state(events),
         "created": events[0].time if events else layout.spec(search.path).stat().st_mtime,
         "trials": trials.num_rows,
         "complete": complete,
@@ -139,12 +139,6 @@ def _search_row(search: SearchStore) -> dict[str, Any]:
         "flops": pc.sum(trials["flops"], min_count=0).as_py(),
         **{key: document.get("labels", {}).get(key) for key in ("comparison", "arm", "repeat", "role")},
     }
-
-
-def state_of(events: list[Event]) -> str:
-    """The state that the last `state` event names; a search that has none runs."""
-    states = (str(event.body["state"]) for event in reversed(events) if event.kind == "state")
-    return next(states, RUNNING)
 
 
 def _trials(found: list[SearchStore]) -> pa.Table:
@@ -161,15 +155,8 @@ def _reports(found: list[SearchStore]) -> pa.Table:
 
 def _trials_of(search: SearchStore, events: list[Event]) -> pa.Table:
     outcomes = search.outcome_rows(events=events)
-    asked = dict(_asked(events))
-    # Later rows win: they stand in the order of telling; those not told yet follow, and among these the furthest wins.
-    told = search.told(events)
-    last: dict[int, tuple[int, int]] = {}
-    facts = (outcomes[name].to_pylist() for name in ("number", "bundle_id", "step"))
-    for index, (number, bundle_id, step) in enumerate(zip(*facts, strict=True)):
-        if bundle_id in told or number not in last or last[number][0] <= step:
-            last[number] = (-1 if bundle_id in told else step, index)
-    return _row_a_trial(outcomes, asked, {number: index for number, (_, index) in last.items()}, search.id)
+    last = {number: index for index, number in enumerate(outcomes["number"].to_pylist())}
+    return _row_a_trial(outcomes, dict(_asked(events)), last, search.id)
 
 
 def _asked(events: list[Event]) -> Iterator[tuple[int, tuple[int, str]]]:

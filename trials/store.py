@@ -21,7 +21,7 @@ import itertools
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from search_spaces.faults import Invalid
 from trials import layout, rows, segments
 from trials.attempts import AttemptWriter, is_closed
 from trials.attempts import tables as attempt_tables
-from trials.lease import Held, Lease
+from trials.lease import Held, Lease, holder
 from trials.log import Event, LogWriter, last_epoch
 from trials.log import events as log_events
-from trials.records import Outcome
+from trials.records import Ending, Outcome
 from trials.segments import Conflict, Damaged
 
 __all__ = [
@@ -176,6 +176,14 @@ class SearchStore:
         """All events in the order of writing."""
         return log_events(layout.log(self.path), self._read)
 
+    def state(self, events: Sequence[Event] | None = None) -> str:
+        """What the last `state` event says; but a search runs only while somebody holds its lease: one that was killed
+        could not write that it runs no more."""
+        if holder(layout.lease(self.path)) is not None:
+            return "running"
+        said = [str(e.body["state"]) for e in (self.log() if events is None else events) if e.kind == "state"]
+        return "interrupted" if not said or said[-1] == "running" else said[-1]
+
     # -- attempts --------------------------------------------------------------------------------------------------
 
     def attempt_writer(self, bundle_id: str, attempt: int) -> AttemptWriter:
@@ -199,6 +207,15 @@ class SearchStore:
                 told[event.body["bundle"]] = event.body["attempt"]
         return told
 
+    def told_trials(self, events: Sequence[Event]) -> dict[int, tuple[str, int]]:
+        """For each trial told of, by number, the attempt whose outcome was told."""
+        return {
+            number: (event.body["bundle"], event.body["attempt"])
+            for event in events
+            if event.kind == "told"
+            for number in event.body["numbers"]
+        }
+
     def counting(self, events: Sequence[Event] | None = None) -> dict[str, int]:
         """For each bundle with one, the attempt that counts: those told, in that order, then those only closed."""
         there = self.attempts()
@@ -214,7 +231,8 @@ class SearchStore:
         return rows.outcomes_of(rows.joined(self._tables((bundle_id, attempt))))
 
     def outcomes(self, closed_only: bool = True) -> list[Outcome]:
-        """The outcomes of the attempts that count, in the order of telling; of every attempt if not `closed_only`."""
+        """Each trial's outcome, in the order of telling, then those closed and not told yet; of every attempt if not
+        `closed_only`."""
         return rows.outcomes_of(self.outcome_rows(closed_only))
 
     def outcomes_table(self, closed_only: bool = True) -> pa.Table:
@@ -230,8 +248,12 @@ class SearchStore:
 
     def outcome_rows(self, closed_only: bool = True, events: Sequence[Event] | None = None) -> pa.Table:
         """The outcomes as they are stored; `events` saves reading the log."""
-        places: Iterable[tuple[str, int]] = self.counting(events).items() if closed_only else self.attempts()
-        return rows.only(rows.OUTCOME, rows.joined(table for place in places for table in self._tables(place)))
+        if not closed_only:
+            return rows.only(rows.OUTCOME, rows.joined(t for place in self.attempts() for t in self._tables(place)))
+        events = self.log() if events is None else events
+        places = self.counting(events).items()
+        found = rows.only(rows.OUTCOME, rows.joined(t for place in places for t in self._tables(place)))
+        return found.take(pa.array(_one_a_trial(found, self.told_trials(events)), pa.int64()))
 
     def report_rows(self, every_attempt: bool = False) -> pa.Table:
         """The reports as they are stored."""
@@ -283,3 +305,19 @@ class SearchStore:
             return None
         self._damaged.pop(path, None)
         return table
+
+
+def _one_a_trial(outcomes: pa.Table, told: Mapping[int, tuple[str, int]]) -> list[int]:
+    """The rows that count: what was told of a trial; else the first that is closed, unless it calls for a retry.
+
+    A bundle that was given up may be closed after all by a worker thought dead, when its trials are told elsewhere.
+    """
+    kept: list[int] = []
+    seen: set[int] = set()
+    facts = (outcomes[name].to_pylist() for name in ("number", "bundle_id", "attempt", "ending"))
+    for index, (number, bundle_id, attempt, ending) in enumerate(zip(*facts, strict=True)):
+        counts = told[number] == (bundle_id, attempt) if number in told else not Ending(ending).retried
+        if counts and number not in seen:
+            seen.add(number)
+            kept.append(index)
+    return kept

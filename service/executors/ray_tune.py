@@ -24,6 +24,7 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # Tune would otherwis
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from service.controller import Controller, Done, Progress, SearchFailed
@@ -130,6 +131,13 @@ class SlotSearcher(Searcher):
         """Nothing."""
 
 
+class _Silence(TrialProgressCallback):
+    """In place of Tune's own, which prints a line a slot whatever the verbosity."""
+
+    def _print(self, msg: str) -> None:
+        """Nothing."""
+
+
 class RayWorkers:
     """Runs a search on Ray: started here, or the cluster that RAY_ADDRESS names."""
 
@@ -173,12 +181,18 @@ class RayWorkers:
     def _fit(self) -> None:
         trainable = tune.with_parameters(slot, actor=self.controller.actor, job=self.job)
         trainable = tune.with_resources(trainable, {"cpu": self.cpus, "gpu": self.gpus})
+        slots = tune.TuneConfig(search_alg=self._searcher, num_samples=-1, trial_dirname_creator=_name)
         with tempfile.TemporaryDirectory(prefix="continua-tune-") as directory:
             try:
                 tune.Tuner(
                     trainable,
-                    tune_config=tune.TuneConfig(search_alg=self._searcher, num_samples=-1, trial_dirname_creator=_name),
-                    run_config=tune.RunConfig(name=f"continua-{uuid4().hex[:12]}", storage_path=directory, verbose=0),
+                    tune_config=slots,
+                    run_config=tune.RunConfig(
+                        name=f"continua-{uuid4().hex[:12]}",
+                        storage_path=directory,
+                        verbose=0,
+                        callbacks=[_Silence()],
+                    ),
                 ).fit()
             except Exception as error:
                 self._error = error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from store_cases import closed, fail_fsync, keep_what_fails, outcome, report, segments_of
 
 from trials import rows
+from trials.records import Ending
 from trials.store import Conflict, SearchStore, Store
 
 
@@ -57,7 +59,15 @@ def test_of_two_closed_attempts_the_told_one_counts_else_the_lowest(search: Sear
     log.append("told", {"bundle": "gone", "attempt": 0, "numbers": [7]})
     assert search.told() == {"a": 2, "b": 1, "gone": 0}
     assert list(search.counting().items()) == [("a", 2), ("b", 1), ("c.d", 1)]
-    assert [(o.bundle_id, o.attempt) for o in search.outcomes()] == [("a", 2), ("b", 1), ("c.d", 1)]
+    # one trial, told last of b.1: what else is closed of it is a bundle given up, whose worker lived on
+    assert [(o.bundle_id, o.attempt) for o in search.outcomes()] == [("b", 1)]
+
+
+def test_an_untold_outcome_counts_unless_it_calls_for_a_retry(search: SearchStore) -> None:
+    closed(search, outcome(0, "a", 0), replace(outcome(1, "a", 0), ending=Ending.OOM, value=None))
+    assert [o.number for o in search.outcomes()] == [0]
+    search.log_writer(1).append("told", {"bundle": "a", "attempt": 0, "numbers": [1]})  # given up for good
+    assert [o.number for o in search.outcomes()] == [0, 1]
 
 
 def test_a_curve_is_that_of_the_attempt_that_counts_and_of_what_it_resumed(search: SearchStore) -> None:

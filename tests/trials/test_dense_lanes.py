@@ -1,4 +1,4 @@
-"""The fused program against independent truths: autograd, torch.optim, the module under vmap, and itself in other company."""
+"""The fused program against autograd, torch.optim, the module under vmap, and itself in other company."""
 
 import itertools
 
@@ -269,5 +269,5 @@ def test_resize_keeps_what_stays_and_initialises_what_is_new():
 def test_two_gates_of_one_name_are_refused():
     module = GatedMLP(3, (4, 4), 2)
     module.gates[1].name = "width.0"
-    with pytest.raises(ValueError, match="two gates are called 'width.0'"):
+    with pytest.raises(ValueError, match=r"two gates are called 'width\.0'"):
         gates_of(module)

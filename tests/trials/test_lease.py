@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.faults import Invalid
-from trials.lease import Held, Lease
+from trials.lease import Held, Lease, holder
 from trials.store import Store
 
 OWNER = """
@@ -133,3 +133,25 @@ def test_a_search_leases_epochs_above_its_log(tmp_path: Path) -> None:
     with search.lease() as lease:
         search.log_writer(lease.epoch).append("state", {"state": "done"})
     assert [event.epoch for event in search.log()] == [1, 2]
+
+
+def test_asking_who_has_it_takes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lease.sqlite"
+    assert holder(path) is None
+    assert not path.exists()
+    with owner(path) as (process, epoch):
+        found = holder(path)
+        assert found is not None
+        assert (found["pid"], found["epoch"]) == (process.pid, epoch)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert holder(path) is None  # though what it wrote of itself is still there
+        assert (tmp_path / "lease.json").exists()
+    with Lease(path) as lease:
+        assert lease.epoch == epoch + 1
+        found = holder(path)
+        assert found is not None
+        assert found["pid"] == os.getpid()
+    assert holder(path) is None
+    path.write_bytes(b"no database" * 100)
+    assert holder(path) is None
