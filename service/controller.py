@@ -421,6 +421,7 @@ class Controller:
                 self._overhead_s += event.body["device_s"]
             elif event.kind == "failed":
                 self._losses.update(event.body["numbers"])
+                self._attempts[event.body["bundle"]] = event.body["attempt"] + 1  # its worker may yet begin it
         self._wall_before = sum(max(times) - min(times) for times in by_epoch.values())
         if not self._generations:
             return

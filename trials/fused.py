@@ -141,8 +141,8 @@ class FusedRun:
     @torch.no_grad()
     def records(self) -> Iterator[Report | Outcome]:
         """Trains to the end, or until the bundle's time is up; reports at even steps, then one outcome per trial."""
-        order = self._order(self.plan.seed, len(self.data.y_R))
-        outer_order = self._order(self.plan.seed + 1, len(self.outer.y_R)) if self.outer is not self.data else order
+        order = self._order(self.data, "order")
+        outer_order = self._order(self.outer, "outer order") if self.outer is not self.data else order
         measured_at = self._evenly(self.plan.evaluations)
         looked_at = self._evenly(TRAJECTORY) if self.plan.gradient else set()
         done = 0
@@ -168,8 +168,9 @@ class FusedRun:
         """Steps at even distances, the last one included."""
         return {-(-i * self.steps // times) for i in range(1, times + 1)}
 
-    def _order(self, seed: int, rows: int) -> Tensor:
-        return torch.from_numpy(data_order(seed, rows, self.batch, self.steps)).to(self.device)
+    def _order(self, rows: Rows, purpose: str) -> Tensor:
+        places = data_order(self.plan.seed, len(rows.y_R), self.batch, self.steps, purpose)
+        return torch.from_numpy(places).to(self.device)
 
     def _lanes(self) -> DenseLanes:
         return self.dense if self.gated is None else self.gated.dense

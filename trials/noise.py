@@ -47,14 +47,14 @@ def normal(key: int, rows: int, columns: int, device: torch.device | str = "cpu"
     return radius.mul_(angle.cos_()).float()
 
 
-def data_order(seed: int, rows: int, batch: int, steps: int) -> np.ndarray:
-    """The rows of every step's batch, int64 [steps, batch]: a function of (seed, step) alone.
+def data_order(seed: int, rows: int, batch: int, steps: int, purpose: str = "order") -> np.ndarray:
+    """The rows of every step's batch, int64 [steps, batch]: a function of (seed, purpose, step) alone.
 
     Whole permutations follow each other without a gap, so the last partial batch of an epoch wraps into the next.
     """
     epochs = -(-steps * batch // rows)
     stream = np.concatenate(
-        [np.random.Generator(np.random.PCG64(fold(seed, "order", epoch))).permutation(rows) for epoch in range(epochs)]
+        [np.random.Generator(np.random.PCG64(fold(seed, purpose, epoch))).permutation(rows) for epoch in range(epochs)]
     )
     return stream[: steps * batch].reshape(steps, batch)
 

@@ -77,9 +77,7 @@ class GatedLanes:
         memberships = self._memberships(n_KG)
         flat = [m for lane in memberships for m in lane]
         cotangents = [
-            g.to(m.dtype)
-            for lane, found in zip(memberships, by_grade, strict=True)
-            for m, g in zip(lane, found, strict=True)
+            g.to(m) for lane, found in zip(memberships, by_grade, strict=True) for m, g in zip(lane, found, strict=True)
         ]
         (gradient_KG,) = torch.autograd.grad(flat, n_KG, cotangents)
         return gradient_KG
@@ -101,4 +99,6 @@ class GatedLanes:
 
     def _grade(self) -> None:
         with torch.no_grad():
-            self.dense.grade([[m.to(self.dense.dtype) for m in lane] for lane in self._memberships(self.n_KG)])
+            self.dense.grade(
+                [[m.to(self.dense.device, self.dense.dtype) for m in lane] for lane in self._memberships(self.n_KG)]
+            )
