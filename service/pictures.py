@@ -18,6 +18,8 @@ from service.report import Report
 from trials.query import query
 from trials.store import Store
 
+MOST_LINES = 60  # trials drawn beside the best ones
+
 _HISTORY = """SELECT s.arm, s.repeat, t.number, t.executed_flops, t.value FROM trials t
 JOIN searches s USING (search_id) WHERE s.comparison = '{comparison}' AND s.role = 'search'
 ORDER BY s.arm, s.repeat, t.number"""
@@ -71,19 +73,27 @@ def trajectories(store: Store, report: Report, path: Path) -> Path | None:
     table: pa.Table = query(store, sql)
     frame = table.to_pandas()
     frame = frame[frame["arm"].isin(moving)]
+    frame["number"] = frame["trial_id"].str.rpartition("-t")[2].astype(int)
     figure = Figure(figsize=(4.2 * len(report.gates), 4.2 * len(moving)), layout="constrained")
     grid = figure.subplots(len(moving), len(report.gates), squeeze=False, sharey=True)
-    starts = {(arm, r["repeat"], r["number"]): r["start"] for arm in moving for r in report.moved[arm]}
     for row, arm in zip(grid, moving, strict=True):
+        trials = [r for r in report.moved[arm] if r["value"] is not None]
+        per_repeat = -(-MOST_LINES // (1 + max(r["repeat"] for r in trials)))
+        best = {b["repeat"]: b["number"] for b in report.bests if b["arm"] == arm}
         own = frame[frame["arm"] == arm]
         for g, (axes, gate) in enumerate(zip(row, report.gates, strict=True)):
-            for (repeat, trial_id), one in own.groupby(["repeat", "trial_id"]):
-                start = starts.get((arm, repeat, int(str(trial_id).rpartition("-t")[2])))
-                if start is not None:
-                    axes.plot([0, *one["step"]], [start[g], *one[f"g{g}"]], lw=0.7, alpha=0.5, color=f"C{repeat}")
+            for trial in trials:
+                is_best = best[trial["repeat"]] == trial["number"]
+                if not is_best and trial["number"] >= per_repeat:
+                    continue
+                one = own[(own["repeat"] == trial["repeat"]) & (own["number"] == trial["number"])]
+                style = {"lw": 2.2, "zorder": 3} if is_best else {"lw": 0.8, "alpha": 0.5}
+                sizes = [trial["start"][g], *one[f"g{g}"]]
+                axes.plot([0, *one["step"]], sizes, color=f"C{trial['repeat']}", **style)
             axes.set(xlabel="step", title=f"{arm}: {gate}", yscale="log")
             _plain_log(axes)
             axes.grid(alpha=0.3)
         row[0].set_ylabel("units (real)")
+    figure.suptitle("the first trials of each search seed (a colour each); thick: its best trial", fontsize=9)
     figure.savefig(path, dpi=120)
     return path

@@ -150,7 +150,7 @@ def _moved(rows: Sequence[dict[str, Any]], gates: Sequence[str]) -> dict[str, li
 
 
 def text(report: Report) -> str:
-    """The report for a terminal: the table, the best networks, the moved trials, the verdict."""
+    """The report for a terminal: the moved trials, the best networks, and last the table of arms and the verdict."""
     head = ("arm", "trials", "live GFLOP", "exec GFLOP", "device s", "selection", "test", "± searches", "± seeds")
     rows = [
         [
@@ -167,7 +167,7 @@ def text(report: Report) -> str:
         ]
         for row in report.arms
     ]
-    parts = [_table([*head, "parameters"], rows)]
+    arms = _table([*head, "parameters"], rows)
     bests = [
         [
             row["arm"],
@@ -183,10 +183,12 @@ def text(report: Report) -> str:
         for row in report.bests
     ]
     head = ("arm", "repeat", "trial", "start", "end", "rounded", "parameters", "selection", "test ± seeds")
-    parts += ["The best trial of each search:", _table(head, bests)]
+    parts = ["The best trial of each search:", _table(head, bests)]
     if report.moved:
-        parts += ["Sizes at the start and at the end of every moved trial, beside its control:", _moves_table(report)]
-    parts += [f"Verdict: {report.verdict}"]
+        moves = "Sizes at the start and at the end of every moved trial, beside its control:"
+        parts = [moves, _moves_table(report), *parts]
+    names = f"comparison {report.comparison}: test scores are means over retrainings of each search's best"
+    parts += [names, arms, f"Verdict: {report.verdict}"]
     return "\n\n".join(parts)
 
 
