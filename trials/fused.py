@@ -138,9 +138,13 @@ class FusedRun:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def records(self) -> Iterator[Report | Outcome]:
         """Trains to the end, or until the bundle's time is up; reports at even steps, then one outcome per trial."""
+        # inference mode spares every call autograd's bookkeeping, a tenth of the time; what it makes has no gradients
+        mode = torch.no_grad if self.plan.gradient else torch.inference_mode
+        return mode()(self._trained)()
+
+    def _trained(self) -> Iterator[Report | Outcome]:
         order = self._order(self.data, "order")
         outer_order = self._order(self.outer, "outer order") if self.outer is not self.data else order
         measured_at = self._evenly(self.plan.evaluations)
