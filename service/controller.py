@@ -26,7 +26,7 @@ from service.samplers import Asked, History, NoRoom, Sampler
 from service.samplers.contract import Known
 from trials.ledger import epochs, most_flops
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Spent, Trial
+from trials.records import Bundle, Ending, Outcome, Spent, Trial, outcome_of
 from trials.store import LogWriter, SearchStore
 
 MAX_RETRIES = 3
@@ -367,23 +367,20 @@ class Controller:
         self.log.append("failed", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers, "why": "lost"})
         again = [number for number in numbers if self._may_retry(bundle, number)]
         self._requeue(bundle, again)
+        bundle = replace(bundle, attempt=self._attempts[bundle.id])
+        times = {"started": started, "ended": time.time()}
         outcomes = [
-            Outcome(
-                trial_id=trial.id,
-                number=trial.number,
-                bundle_id=bundle.id,
-                attempt=self._attempts[bundle.id],
-                ending=Ending.PREEMPTED,
-                point=trial.point,
-                started=started,
-                ended=time.time(),
+            outcome_of(
+                trial,
+                bundle,
+                Ending.PREEMPTED,
                 error=f"its worker died {self._losses[trial.number]} times while training it",
+                **times,
             )
             for trial in bundle.trials
             if trial.number not in again
         ]
         if outcomes:
-            bundle = replace(bundle, attempt=self._attempts[bundle.id])
             self._attempts[bundle.id] += 1
             writer = self.search.attempt_writer(bundle.id, bundle.attempt)
             for outcome in outcomes:

@@ -1,7 +1,7 @@
 """Where the store is, and who said so.
 
     >>> store_root(None)
-    (PosixPath('/home/me/.local/share/continua'), 'default')
+    (PosixPath('~/.local/share/continua'), 'default')
 
 Where the store is: `--store`, else `CONTINUA_STORE`, else `store` in `./continua.toml` or under `[tool.continua]` in
 `./pyproject.toml`, else in `$XDG_CONFIG_HOME/continua/config.toml`, else `$XDG_DATA_HOME/continua`. A relative path in

@@ -24,7 +24,7 @@ from trials.metrics import measure
 from trials.noise import data_order
 from trials.optimisers import Rule
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial
+from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
 from trials.tasks import Split
 from trials.training import LANE, Training
 
@@ -256,12 +256,10 @@ class FusedRun:
         rounded = self.plan.rounded(point)
         costs = self.network.costs(self.network.sizes(rounded), self.task.inputs, self.task.outputs)
         ending = Ending.COMPLETE if finite else Ending.NAN if metrics else Ending.CANCELLED
-        return Outcome(
-            trial_id=trial.id,
-            number=trial.number,
-            bundle_id=self.bundle.id,
-            attempt=self.bundle.attempt,
-            ending=ending,
+        return outcome_of(
+            trial,
+            self.bundle,
+            ending,
             point=point,
             value=value if finite else None,
             metrics={**means, "parameters": float(costs["parameters"])} if means else {},

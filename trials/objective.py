@@ -16,7 +16,7 @@ from typing import Any
 
 from search_spaces import Value
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial
+from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
 
 
 class LiveTrial:
@@ -43,7 +43,8 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
     began = time.perf_counter()
     for trial in bundle.trials:
         if bundle.seconds is not None and time.perf_counter() - began > bundle.seconds:
-            yield _cancelled(trial, bundle, worker)
+            now = time.time()
+            yield outcome_of(trial, bundle, Ending.CANCELLED, started=now, ended=now, worker=worker)
             continue
         live, started, clock = LiveTrial(trial), time.time(), time.perf_counter()
         error: str | None = None
@@ -64,13 +65,10 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
         value = metrics.get(plan.metric)
         if ending is Ending.COMPLETE and (value is None or not math.isfinite(value)):
             ending = Ending.NAN
-        yield Outcome(
-            trial_id=trial.id,
-            number=trial.number,
-            bundle_id=bundle.id,
-            attempt=bundle.attempt,
-            ending=ending,
-            point=trial.point,
+        yield outcome_of(
+            trial,
+            bundle,
+            ending,
             value=value if ending is Ending.COMPLETE else None,
             metrics=metrics,
             rounded=dict(trial.point),
@@ -81,20 +79,6 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
             worker=worker,
             error=error,
         )
-
-
-def _cancelled(trial: Trial, bundle: Bundle, worker: str) -> Outcome:
-    return Outcome(
-        trial_id=trial.id,
-        number=trial.number,
-        bundle_id=bundle.id,
-        attempt=bundle.attempt,
-        ending=Ending.CANCELLED,
-        point=trial.point,
-        started=time.time(),
-        ended=time.time(),
-        worker=worker,
-    )
 
 
 def _metrics(plan: Plan, result: Any) -> dict[str, float]:

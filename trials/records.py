@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from search_spaces import Point
 
@@ -119,3 +120,9 @@ class Outcome:
     worker: str = ""
     checkpoint: str | None = None
     error: str | None = None
+
+
+def outcome_of(trial: Trial, bundle: Bundle, ending: Ending, **facts: Any) -> Outcome:
+    """The outcome of one of a bundle's trials; its point is the one asked, unless `facts` has another."""
+    own = {"trial_id": trial.id, "number": trial.number, "bundle_id": bundle.id, "attempt": bundle.attempt}
+    return Outcome(**{"point": trial.point, **facts, **own}, ending=ending)

@@ -21,7 +21,7 @@ import torch
 from trials.fused import FusedRun, Rows, prepared
 from trials.objective import call_objective
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Report
+from trials.records import Bundle, Ending, Outcome, Report, outcome_of
 
 
 class Trainer:
@@ -74,16 +74,5 @@ def failures(
 ) -> Iterator[Outcome]:
     """One outcome per trial of a bundle that ended as a whole."""
     tail = "".join(traceback.format_exception(error))[-2000:]
-    for trial in bundle.trials:
-        yield Outcome(
-            trial_id=trial.id,
-            number=trial.number,
-            bundle_id=bundle.id,
-            attempt=bundle.attempt,
-            ending=ending,
-            point=trial.point,
-            started=started,
-            ended=time.time(),
-            worker=worker,
-            error=tail,
-        )
+    facts = {"started": started, "ended": time.time(), "worker": worker, "error": tail}
+    yield from (outcome_of(trial, bundle, ending, **facts) for trial in bundle.trials)
