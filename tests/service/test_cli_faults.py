@@ -1,0 +1,188 @@
+"""Searches that fail and what a user may get wrong: one sentence a fault, the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cli_cases import IRIS, failing, python, rows, strict
+
+from service.cli import main
+from trials.store import Store
+
+# -- a search that fails ----------------------------------------------------------------------------------------------
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = "print('hello'); n = trial.number; return {'value': math.nan if n == 0 else n, 'aux': (-1) ** n * math.inf}"
+    spec = python(tmp_path, body, "not_finite")
+    assert main(["run", str(spec), "--executor", "here", "--store", "st", "-o", "json", "-q"]) == 0
+    out, err = capsys.readouterr()
+    found = strict(out)
+    assert err.count("hello") == 6  # what the user's code prints is no data
+    assert found["trials"] == {"complete": 5, "nan": 1}
+    assert found["best"]["trial"] == 1
+    assert found["best"]["metrics"]["aux"] == "-Infinity"
+    told = rows(tmp_path / "st", "SELECT number, value, aux FROM trials ORDER BY number", capsys)
+    assert [row["aux"] for row in told] == ["Infinity", "-Infinity"] * 3
+    assert [row["value"] for row in told] == [None, 1, 2, 3, 4, 5]
+
+
+def test_a_search_without_a_complete_trial_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = python(tmp_path, "raise RuntimeError('no luck')", "all_raise")
+    assert main(["run", str(spec), "--executor", "here", "--store", "st", "-o", "json"]) == 6
+    out, err = capsys.readouterr()
+    assert strict(out)["trials"] == {"error": 6}
+    assert strict(out)["best"] is None
+    assert "error: the search failed" in err
+    assert "no trial is complete" in failing(["best", "all-raise", "--store", "st"], 3, capsys)[0]
+
+
+def test_a_search_that_meets_one_error_again_and_again_is_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = python(tmp_path, "raise RuntimeError('no luck')", "same_error")
+    more = ["--set", "budget.trials=64", "--executor", "here", "--store", "st", "-o", "json"]
+    assert main(["run", str(spec), *more]) == 6
+    out, err = capsys.readouterr()
+    assert strict(out)["state"] == "failed"
+    assert "no luck" in err
+    assert "--resume" in err
+
+
+def test_a_trial_that_was_tried_again_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = """
+    if trial.number % 2 and not (here := __import__('pathlib').Path(f'tried-{trial.number}')).exists():
+        here.touch()
+        raise MemoryError
+    return trial.number"""
+    spec = python(tmp_path, body, "tries_again")
+    more = ["--executor", "here", "--store", "st", "-o", "json", "-q", "--set", "resources.lanes=3"]
+    assert main(["run", str(spec), *more]) == 0
+    found = strict(capsys.readouterr().out)
+    assert found["trials"] == {"complete": 6}
+    assert found["best"]["trial"] == 0
+    told = rows(tmp_path / "st", "SELECT number, value FROM trials ORDER BY number", capsys)
+    assert [row["value"] for row in told] == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: tuple[Path, str]
+) -> None:
+    def broken(self: Store) -> list[str]:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Store, "searches", broken)
+    (error,) = failing(["list", "--store", str(done[0])], 1, capsys)
+    assert "CONTINUA_DEBUG=1" in error
+    monkeypatch.setenv("CONTINUA_DEBUG", "1")
+    assert main(["list", "--store", str(done[0])]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+# -- what a user may get wrong ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=uci/irs", "uci/iris"),
+        ("task=uci", "unknown task"),
+        ("network.kind=mpl", "Did you mean 'mlp'"),
+        ("search.sampler=tpee", "Did you mean 'tpe'"),
+        ("space.lr.low=2", "low"),
+        ("space.lr.low=0", "log"),
+        ("space.width.0.low=32", "low"),
+        ("budget.trials=0", "budget.trials"),
+        ("budget.trials=-3", "budget.trials"),
+        ("constraints={parameters: {max: 10}}", "constraints.parameters.max"),
+        ("budgets.trials=1", "Did you mean 'budget'"),
+        ("nonsense", "KEY=VALUE"),
+    ],
+)
+def test_a_faulty_spec_is_a_usage_error(
+    override: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "iris.yaml").write_text(IRIS)
+    errors = failing(["run", "iris.yaml", "--set", override, "--store", "st"], 2, capsys)
+    assert any(words in line for line in errors), errors
+    assert not (tmp_path / "st").exists()
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "iris.yaml").write_text(IRIS)
+    faults = ["--set", "task=uci/irs", "--set", "budget.trials=0", "--set", "space.lr.low=2"]
+    assert len(failing(["run", "iris.yaml", *faults], 2, capsys)) == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["a,b,label", *("1,2,yes" for _ in range(40)), *("2,1,no" for _ in range(40))], "target"),
+        (["a,b,target", *(f"{i},2,yes" for i in range(40))], "every row"),
+        (["a,b,target", *(f"{i},2," for i in range(40))], "target"),
+        (["a,target", *(f"1,{'yes' if i % 2 else 'no'}" for i in range(40))], "column"),
+        (["a,target"], "row"),
+    ],
+    ids=["no target column", "one class", "only missing targets", "no usable column", "no rows"],
+)
+def test_a_faulty_table_is_a_usage_error(
+    lines: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "spec.yaml").write_text(IRIS.replace("uci/iris", "{kind: table, path: data.csv, target: target}"))
+    errors = failing(["run", "spec.yaml", "--store", "st"], 2, capsys)
+    assert any(words in line for line in errors), errors
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "- 1\n- 2\n", "", "a: 1\na: 2\n", "\x00\x01", "!!python/object:os.system {}"]
+)
+def test_a_file_that_is_no_spec_is_a_usage_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    failing(["run", "bad.yaml", "--store", "st"], 2, capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "iris.yaml", "--resume", "x"],
+        ["run", "--resume", "x", "--set", "seed=1"],
+        ["run", "missing.yaml"],
+        ["run", "iris.yaml", "--executor", "cloud"],
+        ["run", "iris.yaml", "--store", "iris.yaml"],
+        ["run", "iris.yaml", "--store", "iris.yaml/below"],
+        ["list", "-o", "xml"],
+        ["list", "--store", "s3://bucket"],
+        ["query", "SELEC 1"],
+        ["query", "SELECT numbr FROM trials"],
+        ["query", "DROP TABLE trials"],
+        ["query", "SELECT 1; SELECT 2"],
+        ["query", "SELECT * FROM read_csv('/etc/passwd')"],
+        ["query"],
+        ["nonsense"],
+        ["show", "x", "--nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "iris.yaml").write_text(IRIS)
+    failing(arguments, 2, capsys)
+
+
+def test_an_id_may_be_its_beginning_but_not_any_more_than_one(
+    done: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, search_id = done
+    shutil.copytree(store, tmp_path / "st")
+    shutil.copytree(store / "searches" / search_id, tmp_path / "st" / "searches" / f"{search_id}-2")
+    assert main(["show", search_id, "--store", "st", "-o", "json"]) == 0  # a whole id, though another goes on from it
+    assert strict(capsys.readouterr().out)["search_id"] == search_id
+    assert "begins 2" in failing(["show", search_id[:4], "--store", "st"], 2, capsys)[0]
+    assert search_id in failing(["show", search_id + "x", "--store", "st"], 3, capsys)[0]
+    for command in (["show", "zzz"], ["best", "zzz"], ["run", "--resume", "zzz"], ["show", ""]):
+        failing([*command, "--store", "st"], 3, capsys)
