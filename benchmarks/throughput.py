@@ -70,10 +70,10 @@ FULL = Scale(
     lanes={"lanes": [1, 4, 8, 16, 64], "points": 64, "repeats": 4, "epochs": job.EPOCHS},
 )
 QUICK = Scale(
-    systems={name: (16, 1) if name in ("optuna_pair", "ray_optuna") else (64, 1) for name in SYSTEMS},
-    empty={"local-1": 64, "local-64": 512, "ray-1": 64, "ray-64": 512, "ray_optuna": 8},
-    sampler={"trials": 64, "long": 256},
-    lanes={"lanes": [1, 4, 8, 16, 64], "points": 64, "repeats": 1, "epochs": 5},
+    systems={name: (8, 1) if name in ("optuna_pair", "ray_optuna") else (32, 1) for name in SYSTEMS},
+    empty={"local-1": 32, "local-64": 256, "ray-1": 32, "ray-64": 256, "ray_optuna": 4},
+    sampler={"trials": 32, "long": 128},
+    lanes={"lanes": [1, 4, 8, 16, 64], "points": 64, "repeats": 1, "epochs": 2},
 )
 
 
