@@ -50,7 +50,7 @@ def test_examples_are_valid(path):
 @pytest.mark.parametrize("text", TEXTS)
 def test_commands_and_their_options_exist(text):
     commands = typer.main.get_command(app).commands
-    for line in re.findall(r"(?:^|`|\| |\$ |=\S+ )(continua [a-z].*?)(?:`|$)", text, re.M):
+    for line in re.findall(r"(?:^|`|\$ |=\S+ )(continua [a-z].*?)(?:`|$)", text, re.M):
         words = shlex.split(line.split(" #")[0], comments=False)
         command = commands.get(words[1])
         assert command is not None, line
