@@ -120,8 +120,13 @@ def run(
 
         return _driven(root, WitnessStore(root).named(resume).id, None, executor, output, quiet)
     assert spec is not None
+    from service.documents import document
     from service.spec import check
 
+    if "arms" in document(spec):
+        raise Invalid(
+            [f"{spec}: must be a search, but is a comparison; run it with: {out.command('compare', str(spec))}"]
+        )
     with contextlib.redirect_stdout(sys.stderr):  # the user's own modules may print
         checked, task = check(spec, overrides or ())
     if dry_run:

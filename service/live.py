@@ -18,7 +18,7 @@ from service.show import console_for, say
 if TYPE_CHECKING:
     from service.controller import Progress
 
-EVERY = 5.0  # seconds between plain lines
+EVERY = 2.0  # seconds between plain lines
 WINDOW = 30.0  # seconds that the rate is taken over
 
 
