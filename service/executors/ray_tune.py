@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -35,10 +36,24 @@ MOST_EARLY_DEATHS = 5  # slots in a row that end in an error before a bundle is 
 GRACE = 10.0  # seconds that running bundles get after a stop
 
 
+def end_with_node() -> None:
+    """From now on this process ends within a second of its node's manager, its parent: a killed driver leaves nothing
+    behind that trains, and Ray's own notice does not always reach a busy actor."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="node", daemon=True).start()
+
+
 class ControllerActor:
     """The controller in a process of its own, so that slots on any node reach it."""
 
     def __init__(self, make: Callable[[], Controller]) -> None:
+        end_with_node()
         self._controller = make()
 
     def pull(self, worker: str) -> Bundle | Done | None:
@@ -90,6 +105,7 @@ class RemoteController:
 def slot(config: dict[str, Any], actor: Any = None, job: Job | None = None) -> None:
     """The trainable: one worker slot, from its first bundle to its last."""
     assert job is not None
+    end_with_node()
     search, trainer = job.open()
     serve(RemoteController(actor), search, trainer, f"ray-{config['slot']}-{os.getpid()}")
 
