@@ -1,32 +1,127 @@
 """What a network costs, as plain arithmetic on its real sizes: numbers give numbers, tensors give gradients.
 
-FLOPs are 2 per multiply-add, without biases and elementwise work (the convention of torch's FlopCounterMode). At whole
-sizes both figures equal a real count of the materialised network.
+    >>> costs = dense_costs(64, 10, layers=2)
+    >>> costs.parameters({"width.0": 17.0, "width.1": 40.0})
+    2235.0
+
+FLOPs are 2 per multiply-add, without biases and elementwise work (the convention of torch's FlopCounterMode).
+Activation bytes are those of every tensor that a layer, norm, activation, pool or sum writes for one example (4 a
+number).
+At whole sizes all figures equal a real count of the materialised network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+BOUNDS = ("parameters", "flops", "activation_bytes")
+BYTES = 4
+
+#: channels side by side: (the name of their width, or None where it is fixed; their number; how often each stands)
+Channels = tuple[tuple[str | None, int, int], ...]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer. `kind` is linear, conv, grouped, depthwise, norm, parameter, or activation (what a node writes).
+
+    `own` is false where the weights are another row's (a layer used twice); `first`: no gradient passes to its input.
+    """
+
+    path: str
+    kind: str
+    inputs: Channels
+    outputs: Channels
+    taps: int = 1
+    positions: int = 1
+    bias: bool = False
+    own: bool = True
+    first: bool = False
+
+    def parameters(self, sizes: Mapping[str, Any]) -> Any:
+        """Numbers that are trained."""
+        out = live(self.outputs, sizes)
+        if not self.own or self.kind == "activation":
+            return 0
+        if self.kind in ("norm", "layer_norm", "parameter"):
+            return out * (2 if self.bias else 1)
+        fan_in = self.taps if self.kind == "depthwise" else live(self.inputs, sizes) * self.taps
+        return (fan_in + (1 if self.bias else 0)) * out
+
+    def flops(self, sizes: Mapping[str, Any]) -> Any:
+        """FLOPs of one example's forward pass."""
+        if self.kind in ("norm", "layer_norm", "parameter", "activation"):
+            return 0
+        fan_in = self.taps if self.kind == "depthwise" else live(self.inputs, sizes) * self.taps
+        return 2 * fan_in * live(self.outputs, sizes) * self.positions
+
+    def training_flops(self, sizes: Mapping[str, Any]) -> Any:
+        """FLOPs of one example's training pass: forward, weight gradients, input gradients where any are needed."""
+        return self.flops(sizes) * (2 if self.first else 3)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The cost of a whole network, layer by layer."""
+
+    layers: tuple[LayerCost, ...]
+
+    def parameters(self, sizes: Mapping[str, Any]) -> Any:
+        """Numbers that are trained, norms' included."""
+        return sum(layer.parameters(sizes) for layer in self.layers)
+
+    def flops(self, sizes: Mapping[str, Any]) -> Any:
+        """FLOPs of one example's forward pass."""
+        return sum(layer.flops(sizes) for layer in self.layers)
+
+    def training_flops(self, sizes: Mapping[str, Any]) -> Any:
+        """FLOPs of one example's training pass."""
+        return sum(layer.training_flops(sizes) for layer in self.layers)
+
+    def activation_bytes(self, sizes: Mapping[str, Any]) -> Any:
+        """Bytes that one example's forward pass writes."""
+        written = (layer for layer in self.layers if layer.kind == "activation")
+        return sum(live(layer.outputs, sizes) * layer.positions * BYTES for layer in written)
+
+    def of(self, sizes: Mapping[str, Any], names: Iterable[str] = BOUNDS) -> dict[str, Any]:
+        """The costs called `names`, those that a spec may bound."""
+        return {name: getattr(self, name)(sizes) for name in names}
+
+
+def live(channels: Channels, sizes: Mapping[str, Any]) -> Any:
+    """The real number of channels that are there."""
+    return sum((size if name is None else sizes[name]) * repeat for name, size, repeat in channels)
+
+
+def dense_costs(inputs: int, outputs: int, gates: Sequence[str]) -> Costs:
+    """The costs of a multi-layer perceptron whose hidden layers have the widths `gates`, each with its activation."""
+    widths: list[Channels] = [((None, inputs, 1),), *(((gate, 0, 1),) for gate in gates), ((None, outputs, 1),)]
+    layers = []
+    for i in range(len(widths) - 1):
+        a, b = widths[i], widths[i + 1]
+        layers.append(LayerCost(f"linears.{i}", "linear", a, b, bias=True, first=i == 0))
+        written = LayerCost(f"linears.{i}", "activation", b, b)
+        layers += [written, written] if i + 2 < len(widths) else [written]
+    return Costs(tuple(layers))
+
+
+# -- the multi-layer perceptron in closed form -------------------------------------------------------------------------
 
 
 def mlp_parameters(inputs: int, sizes: Sequence[Any], outputs: int) -> Any:
     """Weights and biases of an MLP: sum over layers of (n_in + 1) n_out."""
-    return sum((a + 1) * b for a, b in _pairs(inputs, sizes, outputs))
+    return sum((a + 1) * b for a, b in pairwise([inputs, *sizes, outputs]))
 
 
 def mlp_flops(inputs: int, sizes: Sequence[Any], outputs: int) -> Any:
     """FLOPs of one example's forward pass: sum over layers of 2 n_in n_out."""
-    return sum(2 * a * b for a, b in _pairs(inputs, sizes, outputs))
+    return sum(2 * a * b for a, b in pairwise([inputs, *sizes, outputs]))
 
 
 def mlp_training_flops(inputs: int, sizes: Sequence[Any], outputs: int) -> Any:
     """FLOPs of one example's training pass: forward, weight gradients, input gradients of all but the first layer."""
-    (first_in, first_out), *_ = pairs = _pairs(inputs, sizes, outputs)
-    return sum(6 * a * b for a, b in pairs) - 2 * first_in * first_out
-
-
-def _pairs(inputs: int, sizes: Sequence[Any], outputs: int) -> list[tuple[Any, Any]]:
-    widths = [inputs, *sizes, outputs]
-    return list(pairwise(widths))
+    first = 2 * inputs * [*sizes, outputs][0]
+    return 3 * mlp_flops(inputs, sizes, outputs) - first

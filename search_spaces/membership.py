@@ -1,22 +1,47 @@
-"""Membership of an index set: a real size n becomes grades m_k in [0, 1] over the indices k = 0 .. N-1.
+"""Membership of an index set: a layer of maximum size N and real size n has grades m_k in [0, 1] over k = 0 .. N-1.
 
     >>> interval(torch.tensor(2.25), 4)
     tensor([1.0000, 1.0000, 0.2500, 0.0000])
 
-Every function maps sizes [...] to grades [..., N], is differentiable in the size, and has no data-dependent control
-flow, so it runs under vmap and in a captured graph.
+Each membership is a function of its parameters (shape [...] or [..., N]) that is differentiable and has no control flow
+that depends on data, so it runs under vmap and in a captured graph:
 
-Legend of shape suffixes: N indices.
+    interval       m_k = clip(n - k, 0, 1): the support [0, n] of a deep function machine
+    band           m_k = sigmoid((log n - log(k + 1/2)) / t): a band of units in log size moves together
+    nested         interval(n e^{t l}), l logistic: nested dropout (Rippel et al. 2014), whose mean is the band
+    support        m_k = sigmoid(f(u_k) / t), f a sum of cosines: variable support geometry, E(f) = {f > 0}
+    support_nodes  the same, f given by its values on the nodes u_k = (k + 1/2) / N
+    fuzzy          m_k = clip(z_k / t - tau, 0, 1) with tau such that the grades sum to n (the capped simplex)
+    concrete       the hard-concrete gate (Louizos et al. 2018) of log_alpha_k: a sample, or its deterministic mean
+
+t is a temperature; as it falls, grades become 0 or 1. `MEMBERSHIPS` holds each as a `Membership`: how to begin at a
+real size, the grades, and the real size, which is the sum of the grades (expected, where they are random).
+
+Legend of shape suffixes: N indices, F coefficients of f.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # hard-concrete: Louizos et al. 2018, section 4.1
+COSINES = 8  # coefficients of a support's f
+BISECTIONS = 60
+STEEP = 10.0  # slope of log_alpha over u where a concrete membership begins: low indices are the surer members
+
+Parameters = Mapping[str, Tensor]
+
+
+# -- the functions -----------------------------------------------------------------------------------------------------
+
 
 def interval(n: Tensor, maximum: int) -> Tensor:
-    """m_k = clip(n - k, 0, 1): the support [0, n] of a deep function machine.
+    """m_k = clip(n - k, 0, 1), [...] -> [..., N].
 
     Half-open at whole sizes: at n = k the boundary unit is k (the right derivative), except at n = N, where it is the
     last unit (the left derivative), so that a size at its maximum can still shrink. torch.clamp would return both
@@ -29,18 +54,204 @@ def interval(n: Tensor, maximum: int) -> Tensor:
 
 
 def band(n: Tensor, maximum: int, tau: float | Tensor = 0.3) -> Tensor:
-    """m_k = sigmoid((log n - log(k + 1/2)) / tau): a band of units in log size moves together.
-
-    `tau` is a temperature in log size; as it falls to 0 the grades become those of the whole size nearest to n.
-    """
+    """m_k = sigmoid((log n - log(k + 1/2)) / tau), [...] -> [..., N]; `tau` is a temperature in log size."""
     k_N = torch.arange(maximum, device=n.device, dtype=n.dtype)
     return torch.sigmoid((torch.log(n).unsqueeze(-1) - torch.log(k_N + 0.5)) / tau)
 
 
-def grades(kind: str, n: Tensor, maximum: int, tau: float | Tensor = 0.3) -> Tensor:
-    """The grades of the membership called `kind` (`tau` is ignored by `interval`)."""
-    if kind == "interval":
-        return interval(n, maximum)
-    if kind == "band":
-        return band(n, maximum, tau)
-    raise ValueError(f"unknown membership {kind!r}; known: interval, band")
+def nested(n: Tensor, maximum: int, tau: float | Tensor, noise: Tensor) -> Tensor:
+    """A random prefix: the interval of n (u / (1 - u))^tau for a uniform `noise` u of n's shape.
+
+    Unit k is a member with probability band(n)_k: nested dropout whose rate follows the size, differentiable along n.
+    """
+    odds = torch.log(noise) - torch.log1p(-noise)
+    return interval((n * torch.exp(tau * odds)).clamp(max=float(maximum)), maximum)
+
+
+def support(f: Tensor, kappa: float | Tensor) -> Tensor:
+    """m = sigmoid(kappa f), elementwise; as kappa grows, the indicator of E(f) = {f > 0}."""
+    return torch.sigmoid(kappa * f)
+
+
+def cosines(f_F: Tensor, maximum: int) -> Tensor:
+    """f(u_k) = sum_j f_j cos(pi j u_k) on the nodes u_k = (k + 1/2) / N, [..., F] -> [..., N]."""
+    j_F1 = torch.arange(f_F.shape[-1], device=f_F.device, dtype=f_F.dtype).unsqueeze(-1)
+    return f_F @ torch.cos(math.pi * j_F1 * nodes(maximum, f_F))
+
+
+def nodes(maximum: int, like: Tensor) -> Tensor:
+    """u_k = (k + 1/2) / N, [N]."""
+    return (torch.arange(maximum, device=like.device, dtype=like.dtype) + 0.5) / maximum
+
+
+def fuzzy(z_N: Tensor, n: Tensor) -> Tensor:
+    """The capped simplex: m = clip(z - tau, 0, 1) with sum m = n, [..., N], [...] -> [..., N].
+
+    tau is found by a fixed number of bisections and one Newton step, which carries the derivatives: with I the indices
+    strictly between 0 and 1, dm_I/dn = 1/|I| and dm_I/dz = 1 - 1/|I|.
+    """
+    with torch.no_grad():
+        low, high = z_N.amin(-1, keepdim=True) - 1.0, z_N.amax(-1, keepdim=True)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            many = (z_N - middle).clamp(0.0, 1.0).sum(-1, keepdim=True) > n.unsqueeze(-1)
+            low, high = torch.where(many, middle, low), torch.where(many, high, middle)
+        tau = (low + high) / 2
+        inside = ((z_N > tau) & (z_N < tau + 1.0)).to(z_N.dtype)
+        count = inside.sum(-1, keepdim=True)
+    free = (inside * (z_N - tau)).sum(-1, keepdim=True) + (z_N >= tau + 1.0).to(z_N.dtype).sum(-1, keepdim=True)
+    step = torch.where(count > 0, (free - n.unsqueeze(-1)) / count.clamp(min=1.0), torch.zeros_like(tau))
+    return (z_N - tau - step).clamp(0.0, 1.0)
+
+
+def concrete(log_alpha: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Hard-concrete grades, elementwise: a sample for uniform `noise`, the deterministic mean without it."""
+    if noise is None:
+        s = torch.sigmoid(log_alpha)
+    else:
+        s = torch.sigmoid((torch.log(noise) - torch.log1p(-noise) + log_alpha) / BETA)
+    return (s * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+def active(log_alpha: Tensor) -> Tensor:
+    """P(z != 0) of a hard-concrete grade, elementwise (Louizos et al. 2018, eq. 12)."""
+    return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
+
+
+# -- memberships as values ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Membership:
+    """One kind of membership.
+
+    `start(n, N, t)` gives parameters whose real size is n: `n` itself where a size is one of them (`sized`), numbers
+    per index otherwise. `grades(parameters, N, t, noise)` are [..., N]; `noise` are uniforms in (0, 1), `draws(N)` of
+    them in the last axis, or None for the deterministic grades. `size(parameters, N, t)` is the real size [...].
+    `temperature` is where t begins and ends (None: there is none); `prefix`: the members are always the first indices.
+    """
+
+    kind: str
+    start: Callable[[Tensor, int, float], dict[str, Tensor]]
+    grades: Callable[[Parameters, int, float, Tensor | None], Tensor]
+    size: Callable[[Parameters, int, float], Tensor]
+    sized: bool = True
+    prefix: bool = True
+    temperature: tuple[float, float] | None = None
+    draws: Callable[[int], int] = lambda _: 0
+
+
+def _root(offset_size: Callable[[Tensor], Tensor], n: Tensor, low: float, high: float) -> Tensor:
+    """The offset at which a size that grows with it equals n, by bisection; n [...] -> [...]."""
+    with torch.no_grad():
+        a, b = torch.full_like(n, low), torch.full_like(n, high)
+        for _ in range(BISECTIONS):
+            middle = (a + b) / 2
+            many = offset_size(middle) > n
+            a, b = torch.where(many, a, middle), torch.where(many, middle, b)
+        return (a + b) / 2
+
+
+def _own_size(parameters: Parameters, maximum: int, t: float) -> Tensor:
+    return parameters["n"]
+
+
+def _start_size(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
+    return {"n": n.clone()}
+
+
+def _start_nodes(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
+    u_N = nodes(maximum, n)
+    c = _root(lambda c: support(c.unsqueeze(-1) - u_N, 1 / t).sum(-1), n, -20 * t - 1, 20 * t + 2)
+    return {"f": c.unsqueeze(-1) - u_N}
+
+
+def _start_cosines(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
+    # 1/2 - u = sum over odd j of 4 / (pi j)^2 cos(pi j u): f begins as a line that falls through zero near n / N
+    line = torch.tensor([4 / (math.pi * j) ** 2 if j % 2 else 0.0 for j in range(COSINES)], dtype=n.dtype)
+    line_F = line.to(n.device)
+    c = _root(lambda c: support(c.unsqueeze(-1) + cosines(line_F, maximum), 1 / t).sum(-1), n, -20 * t - 2, 20 * t + 2)
+    return {"f": torch.cat([c.unsqueeze(-1), line_F[1:].expand(*n.shape, COSINES - 1)], -1)}
+
+
+def _start_fuzzy(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
+    falling = -torch.arange(maximum, device=n.device, dtype=n.dtype) / max(maximum / 4, 1.0)
+    return {"n": n.clone(), "z": falling.expand(*n.shape, maximum).clone()}
+
+
+def _start_concrete(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
+    u_N = nodes(maximum, n)
+    c = _root(lambda c: active(STEEP * (c.unsqueeze(-1) - u_N)).sum(-1), n, -4.0, 4.0)
+    return {"log_alpha": STEEP * (c.unsqueeze(-1) - u_N)}
+
+
+def _nested_grades(p: Parameters, maximum: int, t: float, noise: Tensor | None) -> Tensor:
+    return interval(p["n"], maximum) if noise is None else nested(p["n"], maximum, t, noise.squeeze(-1))
+
+
+MEMBERSHIPS: dict[str, Membership] = {
+    m.kind: m
+    for m in (
+        Membership("interval", _start_size, lambda p, maximum, t, noise: interval(p["n"], maximum), _own_size),
+        Membership(
+            "band",
+            _start_size,
+            lambda p, maximum, t, noise: band(p["n"], maximum, t),
+            _own_size,
+            temperature=(0.3, 0.05),
+        ),
+        Membership("nested", _start_size, _nested_grades, _own_size, temperature=(0.3, 0.05), draws=lambda _: 1),
+        Membership(
+            "support",
+            _start_cosines,
+            lambda p, maximum, t, noise: support(cosines(p["f"], maximum), 1 / t),
+            lambda p, maximum, t: support(cosines(p["f"], maximum), 1 / t).sum(-1),
+            sized=False,
+            prefix=False,
+            temperature=(0.1, 0.005),
+        ),
+        Membership(
+            "support_nodes",
+            _start_nodes,
+            lambda p, maximum, t, noise: support(p["f"], 1 / t),
+            lambda p, maximum, t: support(p["f"], 1 / t).sum(-1),
+            sized=False,
+            prefix=False,
+            temperature=(0.1, 0.005),
+        ),
+        Membership(
+            "fuzzy",
+            _start_fuzzy,
+            lambda p, maximum, t, noise: fuzzy(p["z"] / t, p["n"]),
+            _own_size,
+            prefix=False,
+            temperature=(1.0, 0.05),
+        ),
+        Membership(
+            "concrete",
+            _start_concrete,
+            lambda p, maximum, t, noise: concrete(p["log_alpha"], noise),
+            lambda p, maximum, t: active(p["log_alpha"]).sum(-1),
+            sized=False,
+            prefix=False,
+            draws=lambda maximum: maximum,
+        ),
+    )
+}
+
+
+def grades(kind: str, n: Tensor, maximum: int, tau: float = 0.3) -> Tensor:
+    """The deterministic grades with which the membership called `kind` begins at real size n, [...] -> [..., N].
+
+    Raises:
+        ValueError: for a kind that is not known.
+    """
+    if kind not in MEMBERSHIPS:
+        raise ValueError(f"unknown membership {kind!r}; known: {', '.join(MEMBERSHIPS)}")
+    membership = MEMBERSHIPS[kind]
+    return membership.grades(membership.start(n, maximum, tau), maximum, tau, None)
+
+
+def annealed(start: float, end: float, share: float) -> float:
+    """A temperature on its way from `start` to `end`, geometric in the share of training done (0 to 1)."""
+    return start * math.exp(min(max(share, 0.0), 1.0) * math.log(end / start))

@@ -3,53 +3,144 @@
     >>> net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), WidthGate("width.0", 128), nn.Linear(128, 10))
 
 h = m(n) (.) phi(W x + b): the tensor keeps the shape of the maximum size whatever n is, so networks of different widths
-train as one batched program.
+train as one batched program. A gate belongs after a layer's norm and activation: what follows it must map 0 to 0 until
+the next layer reads it, or a unit that is no member would speak.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from search_spaces.membership import grades
+from search_spaces.membership import MEMBERSHIPS
 
 
-class WidthGate(nn.Module):
-    """Gates the units along `dim` of its input by a membership of real size `n`, an ordinary scalar parameter.
+class Gate(nn.Module):
+    """What all gates share: a name in the space, a maximum size, and the axis of the units."""
+
+    def __init__(self, name: str, maximum: int, dim: int | None = None) -> None:
+        super().__init__()
+        self.name, self.maximum, self.dim = name, maximum, dim
+
+    def grades(self) -> Tensor:
+        """The membership grades, shape [N]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        m_N = self.grades()
+        trailing = x.dim() - 1 - self.axis(x)
+        return x * m_N.reshape(m_N.shape + (1,) * trailing)
+
+    def axis(self, x: Tensor) -> int:
+        """The axis of x that holds the units: `dim`, or the only one of axis 1 and the last whose size is N.
+
+        Raises:
+            ValueError: when neither has that size, or both have and the two readings differ.
+        """
+        if self.dim is not None:
+            axis = self.dim % x.dim()
+            if x.shape[axis] != self.maximum:
+                raise ValueError(self._misfit(x))
+            return axis
+        fitting = [axis for axis in dict.fromkeys((1, x.dim() - 1)) if axis < x.dim() and x.shape[axis] == self.maximum]
+        if not fitting:
+            raise ValueError(self._misfit(x))
+        if len(fitting) == 2 and x.dim() == 3:
+            raise ValueError(
+                f"gate {self.name!r}: axes 1 and 2 of an input of shape {tuple(x.shape)} both have {self.maximum} "
+                "units; say which with dim=1 (channels) or dim=-1 (features)."
+            )
+        return fitting[0]
+
+    def _misfit(self, x: Tensor) -> str:
+        return (
+            f"gate {self.name!r}: its maximum must be the number of units of the layer before it, but got "
+            f"maximum={self.maximum} for an input of shape {tuple(x.shape)}; set maximum to that number."
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, maximum={self.maximum}"
+
+
+class WidthGate(Gate):
+    """Gates the units of its input by a membership, whose parameters are ordinary `nn.Parameter`s.
 
     Args:
         name: the width's name in the space.
         maximum: the number of units N of the layer it follows.
-        membership: `interval` or `band`.
-        dim: the axis of the units: -1 after a linear layer, 1 for channels.
+        membership: one of `search_spaces.membership.MEMBERSHIPS`; the size is `n` where the membership has one.
+        tau: the membership's temperature (default: where its annealing begins).
+        dim: the axis of the units; by default axis 1 or the last, whichever has N units.
+
+    While training, memberships that draw noise draw it from torch's generator.
     """
 
     def __init__(
-        self, name: str, maximum: int, *, membership: str = "interval", tau: float = 0.3, dim: int = -1
+        self, name: str, maximum: int, *, membership: str = "interval", tau: float | None = None, dim: int | None = None
     ) -> None:
-        super().__init__()
-        self.name, self.maximum, self.membership, self.tau, self.dim = name, maximum, membership, tau, dim
-        self.n = nn.Parameter(torch.tensor(float(maximum)))
+        super().__init__(name, maximum, dim)
+        if membership not in MEMBERSHIPS:
+            raise ValueError(f"gate {name!r}: unknown membership {membership!r}; known: {', '.join(MEMBERSHIPS)}.")
+        self.membership = MEMBERSHIPS[membership]
+        self.tau = tau if tau is not None else (self.membership.temperature or (1.0, 1.0))[0]
+        for key, value in self.membership.start(torch.tensor(float(maximum)), maximum, self.tau).items():
+            self.register_parameter(key, nn.Parameter(value))
+
+    def set(self, n: float) -> None:
+        """Begin anew at real size n."""
+        own = dict(self.named_parameters(recurse=False))
+        like = next(iter(own.values()))
+        start = self.membership.start(torch.tensor(n, dtype=like.dtype, device=like.device), self.maximum, self.tau)
+        with torch.no_grad():
+            for key, value in start.items():
+                own[key].copy_(value)
 
     def grades(self) -> Tensor:
-        """The membership grades, shape [N]."""
-        return grades(self.membership, self.n, self.maximum, self.tau)
+        own = dict(self.named_parameters(recurse=False))
+        draws = self.membership.draws(self.maximum) if self.training else 0
+        like = next(iter(own.values()))
+        noise = torch.rand(draws, dtype=like.dtype, device=like.device).clamp(1e-6, 1 - 1e-6) if draws else None
+        return self.membership.grades(own, self.maximum, self.tau, noise)
 
-    def forward(self, x: Tensor) -> Tensor:
-        m_N = self.grades()
-        trailing = x.dim() - 1 - (self.dim % x.dim())
-        return x * m_N.reshape(m_N.shape + (1,) * trailing)
+    def size(self) -> Tensor:
+        """The real size, a scalar."""
+        return self.membership.size(dict(self.named_parameters(recurse=False)), self.maximum, self.tau)
 
     def extra_repr(self) -> str:
-        return f"{self.name!r}, maximum={self.maximum}, membership={self.membership}"
+        return f"{super().extra_repr()}, membership={self.membership.kind}"
 
 
-def gates_of(module: nn.Module) -> dict[str, WidthGate]:
+class HeldGate(Gate):
+    """A gate whose grades `m` [N] are given from outside: what a lane of a program sees of a width."""
+
+    m: Tensor
+
+    def __init__(self, name: str, maximum: int, dim: int | None = None) -> None:
+        super().__init__(name, maximum, dim)
+        self.register_buffer("m", torch.ones(maximum))
+
+    def grades(self) -> Tensor:
+        return self.m
+
+
+def gates_of(module: nn.Module) -> dict[str, Gate]:
     """The gates of a module by their names in the space. Raises ValueError when two gates share a name."""
-    gates: dict[str, WidthGate] = {}
+    gates: dict[str, Gate] = {}
     for child in module.modules():
-        if isinstance(child, WidthGate):
+        if isinstance(child, Gate):
             if child.name in gates:
-                raise ValueError(f"two gates are called {child.name!r}; each needs a name of its own")
+                raise ValueError(
+                    f"two gates are called {child.name!r}; each needs a name of its own (one gate may be called twice)"
+                )
             gates[child.name] = child
     return gates
+
+
+def held(module: nn.Module) -> nn.Module:
+    """A copy of the module in which every gate is a `HeldGate`; a gate that stood in several places still does."""
+    memo: dict[int, nn.Module] = {}
+    for gate in gates_of(module).values():
+        memo[id(gate)] = HeldGate(gate.name, gate.maximum, gate.dim)
+    return copy.deepcopy(module, memo)

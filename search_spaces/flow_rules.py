@@ -1,0 +1,478 @@
+"""What each operation does to channels: one short rule a pattern, looked up by module type, function or method name.
+
+A rule says the segments of the result, ties groups that are added up, records a `Use` of weights, and how zeros fare:
+
+    gate    zero where a grade is zero        keep    zero where its input is (an activation, a pool)
+    both    zero where all inputs are (a sum) either  zero where any input is (a product)
+    break   anything may come out (a layer, a norm, a sigmoid)
+
+An operation without a rule makes its result opaque: the channels that enter it are pinned to their full width.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from search_spaces.flow import Flow, Group, Segment, Use, Value, shape_of
+from search_spaces.norms import MaskedNorm
+from search_spaces.width import Gate
+
+Rule = Callable[[Flow, fx.Node, Any], Value | None]
+
+#: activations with f(0) = 0, pools and the like
+KEEPING = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.CELU, nn.SELU, nn.Hardswish, nn.Mish),
+    *(nn.Softsign, nn.Tanhshrink, nn.Hardtanh, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d),
+)
+BREAKING = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid)
+KEEPING_NAMES = {
+    *(
+        "relu",
+        "relu_",
+        "relu6",
+        "leaky_relu",
+        "gelu",
+        "silu",
+        "tanh",
+        "elu",
+        "hardswish",
+        "mish",
+        "dropout",
+        "dropout2d",
+    ),
+    *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+    *("adaptive_max_pool2d", "interpolate", "contiguous", "clone", "detach", "float", "double", "neg", "abs", "sqrt"),
+    *("boolean_dispatch",),  # how torch names max_pool2d
+}
+BREAKING_NAMES = {"sigmoid", "hardsigmoid", "softplus", "exp"}
+SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
+PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
+RESHAPES = {
+    torch.flatten,
+    torch.reshape,
+    "flatten",
+    "view",
+    "reshape",
+    torch.squeeze,
+    torch.unsqueeze,
+    "squeeze",
+    "unsqueeze",
+}
+MEANS = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
+
+
+def spread(flow: Flow, node: fx.Node) -> None:
+    """Work out one node of the graph, its inputs being done."""
+    shape = shape_of(node)
+    if node.op == "output":
+        for source in node.all_input_nodes:
+            for segment in _segments(flow, source):
+                flow.pin(segment.group, "they are the network's output")
+        return
+    if shape is None and node.op != "get_attr":
+        return
+    if node.op == "placeholder":
+        assert shape is not None
+        axis = _input_axis(flow, node) if len(shape) > 1 else 0
+        group = Group(shape[axis], "the input", pinned="they are the network's input")
+        flow.values[node] = Value(shape, axis, (Segment(group),))
+        flow.silencers[node] = "break"
+        return
+    if node.op == "get_attr":
+        return  # read by the operation that uses it
+    rule = _rule_of(flow, node)
+    value = None
+    if rule is not None:
+        value = rule(flow, node, flow.module(str(node.target)) if node.op == "call_module" else None)
+    flow.values[node] = value if value is not None else _opaque(flow, node)
+
+
+def _input_axis(flow: Flow, node: fx.Node) -> int:
+    """A [B, L, D] input's channels lie where its first layer reads them: last for linear, 1 for conv1d."""
+    shape = shape_of(node)
+    if shape is None or len(shape) != 3:
+        return 1
+    for user in node.users:
+        if user.op == "call_module" and isinstance(flow.module(str(user.target)), nn.Linear | nn.LayerNorm):
+            return 2
+    return 1
+
+
+def _rule_of(flow: Flow, node: fx.Node) -> Rule | None:
+    if node.op == "call_module":
+        module = flow.module(str(node.target))
+        for kinds, rule in MODULE_RULES:
+            if isinstance(module, kinds):
+                return rule
+        return None
+    if node.target in SUMS:
+        return _sum
+    if node.target in PRODUCTS:
+        return _product
+    if node.target in RESHAPES:
+        return _reshape
+    if node.target in MEANS:
+        return _mean
+    if node.target in (torch.cat, torch.concat):
+        return _cat
+    if node.target in (torch.permute, torch.transpose, "permute", "transpose"):
+        return _permute
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name in KEEPING_NAMES:
+        return _keep
+    if name in BREAKING_NAMES:
+        return _break
+    return None
+
+
+def _source(flow: Flow, node: fx.Node) -> tuple[fx.Node, Value]:
+    source = node.args[0] if node.args else next(n for n in node.all_input_nodes if n in flow.values)
+    assert isinstance(source, fx.Node)
+    return source, flow.values[source]
+
+
+def _segments(flow: Flow, node: fx.Node) -> tuple[Segment, ...]:
+    value = flow.values.get(node)
+    return () if value is None else value.segments or ()
+
+
+def _opaque(flow: Flow, node: fx.Node) -> Value:
+    """The result of an operation that is not known: what enters it keeps its full width."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    if node.op == "call_module":
+        name = f"{node.target} ({type(flow.module(str(node.target))).__name__})"
+    sources = [n for n in node.all_input_nodes if n in flow.values]
+    for source in sources:
+        for segment in _segments(flow, source):
+            flow.pin(segment.group, f"they enter `{name}`, which continua cannot follow channels through")
+    flow.unknown[node.name] = str(name)
+    flow.silencers[node] = "break"
+    shape = shape_of(node)
+    assert shape is not None
+    return Value(shape, learnt=any(flow.values[n].learnt for n in sources) or node.op == "call_module")
+
+
+def _known(flow: Flow, node: fx.Node, size: int) -> tuple[Segment, ...]:
+    """The segments of what a layer reads; an opaque tensor counts as one pinned group."""
+    _, value = _source(flow, node)
+    if value.segments is not None:
+        return value.segments
+    return (Segment(Group(size, f"the input of {node.name}", pinned="they come out of an unknown operation")),)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def _linear(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
+    _, value = _source(flow, node)
+    shape = shape_of(node)
+    assert shape is not None
+    if value.segments is not None and value.axis != len(value.shape) - 1:
+        return None
+    out = Segment(Group(layer.out_features, str(node.target)))
+    positions = Value(shape, len(shape) - 1, (out,)).positions
+    inputs = _known(flow, node, layer.in_features)
+    bias = layer.bias is not None
+    use = Use(node, str(node.target), "linear", inputs, (out,), positions=positions, bias=bias, learnt=value.learnt)
+    flow.uses.append(use)
+    flow.silencers[node] = "break"
+    return Value(shape, len(shape) - 1, (out,), learnt=True)
+
+
+def _conv(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
+    _, value = _source(flow, node)
+    shape = shape_of(node)
+    assert shape is not None
+    inputs = _known(flow, node, layer.in_channels)
+    if value.segments is not None and value.axis != 1:
+        return None
+    kind = "conv"
+    outputs: tuple[Segment, ...] = (Segment(Group(layer.out_channels, str(node.target))),)
+    if layer.groups > 1:
+        if layer.groups == layer.in_channels == layer.out_channels:
+            kind, outputs = "depthwise", inputs
+        else:
+            for segment in (*inputs, *outputs):
+                flow.pin(segment.group, f"`{node.target}` is a grouped convolution, which cuts them into equal parts")
+    taps = layer.weight[0, 0].numel() // (1 if kind == "depthwise" else layer.groups)
+    if layer.groups > 1 and kind == "conv":
+        return _grouped(flow, node, layer, value, inputs, outputs, shape)
+    positions = Value(shape, 1, outputs).positions
+    bias = layer.bias is not None
+    flow.uses.append(Use(node, str(node.target), kind, inputs, outputs, taps, positions, bias, value.learnt))
+    flow.silencers[node] = "break"
+    return Value(shape, 1, outputs, learnt=True)
+
+
+def _grouped(
+    flow: Flow, node: fx.Node, layer: Any, value: Value, inputs: Any, outputs: Any, shape: tuple[int, ...]
+) -> Value:
+    """A grouped convolution at its full width, counted as a convolution that reads a group's share of its inputs."""
+    share = (Segment(Group(layer.in_channels // layer.groups, str(node.target), pinned="a share of other channels")),)
+    positions = Value(shape, 1, outputs).positions
+    taps = layer.weight[0, 0].numel()
+    flow.uses.append(
+        Use(node, str(node.target), "grouped", share, outputs, taps, positions, layer.bias is not None, value.learnt)
+    )
+    flow.silencers[node] = "break"
+    return Value(shape, 1, outputs, learnt=True)
+
+
+def _batch_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
+    _, value = _source(flow, node)
+    if value.segments is None or value.axis != 1:
+        return None
+    if norm.affine:
+        flow.uses.append(Use(node, str(node.target), "norm", value.segments, value.segments, bias=True))
+    flow.silencers[node] = "break"
+    return Value(value.shape, 1, value.segments, learnt=value.learnt or bool(norm.affine))
+
+
+def _layer_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
+    _, value = _source(flow, node)
+    last = len(value.shape) - 1
+    if value.segments is None or value.axis != last or len(norm.normalized_shape) != 1:
+        return None
+    if norm.weight is not None:
+        bias = getattr(norm, "bias", None) is not None
+        flow.uses.append(Use(node, str(node.target), "layer_norm", value.segments, value.segments, bias=bias))
+    flow.silencers[node] = "break"
+    return Value(value.shape, last, value.segments, learnt=True)
+
+
+def _group_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
+    _, value = _source(flow, node)
+    if value.segments is None or value.axis != 1:
+        return None
+    across = norm.num_groups != norm.num_channels
+    if norm.num_groups > 1 and across:
+        for segment in value.segments:
+            flow.pin(segment.group, f"`{node.target}` normalises them in {norm.num_groups} equal parts")
+    kind = "layer_norm" if across else "norm"
+    if norm.affine:
+        flow.uses.append(Use(node, str(node.target), kind, value.segments, value.segments, bias=True))
+    flow.silencers[node] = "break"
+    return Value(value.shape, 1, value.segments, learnt=True)
+
+
+def _masked_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
+    _, value = _source(flow, node)
+    if value.segments is None:
+        return None
+    flow.uses.append(
+        Use(node, str(node.target), "layer_norm", value.segments, value.segments, bias=norm.bias is not None)
+    )
+    flow.silencers[node] = "break"
+    return Value(value.shape, value.axis, value.segments, learnt=True)
+
+
+def _gate(flow: Flow, node: fx.Node, gate: Any) -> Value | None:
+    _, value = _source(flow, node)
+    segments = value.segments
+    flow.silencers[node] = "gate"
+    if segments is None or len(segments) != 1 or segments[0].repeat != 1:
+        where = "channels that continua cannot follow" if segments is None else "a concatenation or flattened channels"
+        flow.faults.append(
+            f"network.{node.target}: the gate {gate.name!r} must follow one layer's channels, but it gates {where}; "
+            "put it before them."
+        )
+        return value
+    group = segments[0].group.root
+    if group.size != gate.maximum:
+        flow.faults.append(
+            f"network.{node.target}: the gate {gate.name!r} must have as many units as the layer it follows "
+            f"({group.size} in `{group.first}`), but got maximum={gate.maximum}; set it to {group.size}."
+        )
+    if group.gate and group.gate != gate.name:
+        flow.faults.append(
+            f"network.{node.target}: the channels of `{group.first}` must have one gate, but {gate.name!r} gates them "
+            f"as well as {group.gate!r}; use the same gate (one module, called twice)."
+        )
+    group.gate = gate.name
+    return value
+
+
+# -- everything else ---------------------------------------------------------------------------------------------------
+
+
+def _same(flow: Flow, node: fx.Node, how: str) -> Value | None:
+    _, value = _source(flow, node)
+    shape = shape_of(node)
+    assert shape is not None
+    if len(shape) != len(value.shape) or shape[value.axis] != value.shape[value.axis]:
+        return None
+    flow.silencers[node] = how
+    return Value(shape, value.axis, value.segments, value.learnt)
+
+
+def _keep(flow: Flow, node: fx.Node, module: Any) -> Value | None:
+    return _same(flow, node, "keep")
+
+
+def _prelu(flow: Flow, node: fx.Node, module: Any) -> Value | None:
+    return _same(flow, node, "keep") if module.num_parameters == 1 else None
+
+
+def _break(flow: Flow, node: fx.Node, module: Any) -> Value | None:
+    return _same(flow, node, "break")
+
+
+def _operands(flow: Flow, node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if n in flow.values]
+
+
+def _parameters(flow: Flow, node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if n.op == "get_attr"]
+
+
+def _sum(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    result = _combined(flow, node)
+    numbers = [a for a in node.args if isinstance(a, int | float) and a != 0]
+    flow.silencers[node] = "break" if numbers or _parameters(flow, node) else "both"
+    return result
+
+
+def _product(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    result = _combined(flow, node)
+    flow.silencers[node] = "either" if node.target not in (operator.truediv, torch.div, "div") else "keep"
+    return result
+
+
+def _combined(flow: Flow, node: fx.Node) -> Value | None:
+    """The common segments of operands that meet element by element; a bare parameter is recorded as a use."""
+    shape = shape_of(node)
+    assert shape is not None
+    operands = _operands(flow, node)
+    full = [n for n in operands if len(flow.values[n].shape) == len(shape)]
+    if not full or len(full) != len(operands):
+        return None
+    known = [flow.values[n] for n in full]
+    first = next((v for v in known if v.segments is not None and v.shape[v.axis] == shape[v.axis]), None)
+    if first is None or any(v.segments is None for v in known):
+        return None
+    assert first.segments is not None
+    for value in known:
+        if value is first or value.segments is None:
+            continue
+        if value.axis != first.axis or value.shape[value.axis] != first.shape[first.axis]:
+            if value.shape[value.axis] == 1 and value.axis == first.axis:
+                continue  # one number for all channels
+            return None
+        flow.tie(first.segments, value.segments, node)
+    for parameter in _parameters(flow, node):
+        if not _bare(flow, node, parameter, first, shape):
+            return None
+    return Value(shape, first.axis, first.segments, any(v.learnt for v in known) or bool(_parameters(flow, node)))
+
+
+def _bare(flow: Flow, node: fx.Node, parameter: fx.Node, value: Value, shape: tuple[int, ...]) -> bool:
+    """Record a parameter that meets the channels; false when it does not lie along them alone."""
+    tensor: Any = flow.graph
+    for part in str(parameter.target).split("."):
+        tensor = getattr(tensor, part)
+    if not isinstance(tensor, torch.Tensor):
+        return False
+    aligned = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
+    if tensor.numel() == 1:
+        return True
+    if tensor.numel() != shape[value.axis] or aligned[value.axis] != shape[value.axis]:
+        return False
+    assert value.segments is not None
+    if isinstance(tensor, nn.Parameter):
+        flow.uses.append(Use(node, str(parameter.target), "parameter", value.segments, value.segments))
+    return True
+
+
+def _cat(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    shape = shape_of(node)
+    assert shape is not None
+    parts = [flow.values[n] for n in node.args[0]]  # type: ignore[union-attr, index]
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if not isinstance(dim, int) or any(p.segments is None or p.axis != parts[0].axis for p in parts):
+        return None
+    flow.silencers[node] = "both"
+    learnt = any(p.learnt for p in parts)
+    if dim % len(shape) == parts[0].axis:
+        return Value(shape, parts[0].axis, tuple(s for p in parts for s in p.segments or ()), learnt)
+    for part in parts[1:]:
+        flow.tie(parts[0].segments or (), part.segments or (), node)
+    return Value(shape, parts[0].axis, parts[0].segments, learnt)
+
+
+def _reshape(flow: Flow, node: fx.Node, module: Any) -> Value | None:
+    _, value = _source(flow, node)
+    out = shape_of(node)
+    assert out is not None
+    before, axis = value.shape, value.axis
+    if value.segments is None or out[0] != before[0]:
+        return None
+    flow.silencers[node] = "keep"
+    if axis < len(out) and out[: axis + 1] == before[: axis + 1]:  # only what lies behind the channels is folded
+        return Value(out, axis, value.segments, value.learnt)
+    if axis == len(before) - 1 and out[-1] == before[-1]:  # only what lies before them is
+        return Value(out, len(out) - 1, value.segments, value.learnt)
+    repeat = 1
+    for n in before[axis + 1 :]:
+        repeat *= n
+    if axis == 1 and out == (before[0], before[1] * repeat):
+        return Value(out, 1, tuple(Segment(s.group, s.repeat * repeat) for s in value.segments), value.learnt)
+    return None
+
+
+def _mean(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    _, value = _source(flow, node)
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keep = (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)) is True
+    if isinstance(dims, int):
+        dims = (dims,)
+    if value.segments is None or not isinstance(dims, list | tuple):
+        return None
+    gone = {d % len(value.shape) for d in dims if isinstance(d, int)}
+    if value.axis in gone or 0 in gone:
+        return None
+    shape = shape_of(node)
+    assert shape is not None
+    axis = value.axis if keep else value.axis - sum(d < value.axis for d in gone)
+    flow.silencers[node] = "keep"
+    return Value(shape, axis, value.segments, value.learnt)
+
+
+def _permute(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    _, value = _source(flow, node)
+    shape = shape_of(node)
+    assert shape is not None
+    rest = node.args[1:]
+    order: Any = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
+    rank = len(value.shape)
+    if not all(isinstance(d, int) for d in order):
+        return None
+    places = list(range(rank))
+    if node.target in (torch.transpose, "transpose"):
+        a, b = (d % rank for d in order)
+        places[a], places[b] = places[b], places[a]
+    else:
+        places = [d % rank for d in order]
+    flow.silencers[node] = "keep"
+    return Value(shape, places.index(value.axis), value.segments, value.learnt)
+
+
+MODULE_RULES: list[tuple[Any, Rule]] = [
+    (Gate, _gate),
+    (MaskedNorm, _masked_norm),
+    (nn.Linear, _linear),
+    ((nn.Conv1d, nn.Conv2d), _conv),
+    ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.PReLU, _prelu),
+    (nn.Flatten, _reshape),
+    (KEEPING, _keep),
+    (BREAKING, _break),
+]
