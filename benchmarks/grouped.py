@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import job
 from search_spaces.cost import mlp_training_flops
-from trials.fused import Rows, prepared
+from trials.batches import Rows
 from trials.lanes.dense import DenseLanes, DenseShape
 from trials.metrics import measure
 from trials.noise import data_order
@@ -35,8 +35,8 @@ class Data:
 
     def __init__(self, device: str, epochs: int = job.EPOCHS) -> None:
         task, self.device = job.task(), torch.device(device)
-        self.train: Rows = prepared(task.rows("train", "outer"), task.outputs, self.device)
-        self.selection: Rows = prepared(task.rows("selection"), task.outputs, self.device)
+        self.train = Rows.of(task, "train", "outer", dense=True, device=self.device)
+        self.selection = Rows.of(task, "selection", dense=True, device=self.device)
         self.steps = job.steps(epochs)
         order = data_order(job.SEED, len(self.train.y_R), job.BATCH, self.steps)
         self.order_SB = torch.from_numpy(order).to(self.device)
@@ -72,8 +72,7 @@ class Group:
     def step(self) -> None:
         """One training step; all that changes from step to step lies on the device, so it can be a CUDA graph."""
         rows_B = self.data.order_SB.index_select(0, self._at).view(-1)
-        train = self.data.train
-        self.lanes.step(train.x_RI.index_select(0, rows_B), train.y_RO.index_select(0, rows_B))
+        self.lanes.step(*self.data.train.batch(rows_B))
         self._at.add_(1)
 
     def rewind(self) -> None:
@@ -86,7 +85,7 @@ class Group:
     def errors(self) -> dict[int, float]:
         """Each trial's selection error."""
         rows = self.data.selection
-        error_K: Tensor = measure(job.task().kind, self.lanes.predict(rows.x_RI), rows.y_R)["val_error"]
+        error_K: Tensor = measure(job.task().kind, self.lanes.predict(rows.x), rows.y_R)["val_error"]
         return dict(zip(self.numbers, error_K.tolist(), strict=True))
 
     def executed_flops(self) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -236,6 +236,15 @@ class Flow:
                     "members still speak; put the gate after the norm and activation, and in every branch of a sum"
                     + (", and use search_spaces.norms." if use.kind == "layer_norm" else ".")
                 )
+
+
+class Opaque(Flow):
+    """A module that cannot be followed: its gates are known, and no layer that they follow."""
+
+    def __init__(self, module: nn.Module, gates: Mapping[str, Gate], example: Tensor) -> None:
+        self.graph, self.example = module, example  # type: ignore[assignment]
+        self.values, self.uses, self.faults, self.unknown = {}, [], [], {}
+        self.groups = {name: Group(gate.maximum, name, gate=name) for name, gate in gates.items()}
 
 
 def traced(module: nn.Module) -> fx.GraphModule:

@@ -56,18 +56,41 @@ def materialise(flow: Flow, sizes: Mapping[str, int] | None = None) -> fx.GraphM
     """
     if flow.faults:
         raise Invalid(flow.faults)
-    kept = kept_units(flow, sizes)
+    plain = pruned(flow, kept_units(flow, sizes))
+    _check_shapes(plain, flow)
+    return plain
+
+
+def pruned(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The plain network of the `kept` units, as they are numbered in each gate's group."""
     plain = copy.deepcopy(flow.graph)
     for node in list(plain.graph.nodes):
         if node.op == "call_module" and isinstance(plain.get_submodule(node.target), Gate):
             node.replace_all_uses_with(node.args[0])
             plain.graph.erase_node(node)
     for use in {use.path: use for use in reversed(flow.uses)}.values():
-        _prune(plain, use, kept)
+        prune(plain, use, kept)
     plain.delete_all_unused_submodules()
     plain.recompile()
-    _check_shapes(plain, flow)
     return plain
+
+
+def narrowed(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The relaxed network of the `kept` units alone: pruned, but with its gates, each held and of as many units."""
+    narrow = copy.deepcopy(flow.graph)
+    for path, gate in gates_by_path(narrow).items():
+        owner, _, name = path.rpartition(".")
+        new = HeldGate(gate.name, len(kept[gate.name]), gate.dim)
+        narrow.get_submodule(owner).add_module(name, new)
+    for use in {use.path: use for use in reversed(flow.uses)}.values():
+        prune(narrow, use, kept)
+    return narrow
+
+
+def gates_by_path(graph: fx.GraphModule) -> dict[str, Gate]:
+    """The gates that the graph calls, by the path at which it does."""
+    called = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    return {path: gate for path in called if isinstance(gate := graph.get_submodule(path), Gate)}
 
 
 def masked(module: nn.Module, sizes: Mapping[str, int] | None = None) -> nn.Module:
@@ -121,7 +144,7 @@ def places_of(segments: tuple[Segment, ...], kept: Mapping[str, Tensor]) -> Tens
     return torch.cat(found)
 
 
-def _prune(graph: fx.GraphModule, use: Use, kept: Mapping[str, Tensor]) -> None:
+def prune(graph: fx.GraphModule, use: Use, kept: Mapping[str, Tensor]) -> None:
     """Replace the weights of one use by those of what is kept."""
     out = places_of(use.outputs, kept)
     if use.kind == "parameter":
@@ -240,8 +263,8 @@ def costs_of(flow: Flow) -> Costs:
             LayerCost(
                 use.path,
                 use.kind,
-                _channels(use.inputs),
-                _channels(use.outputs),
+                channels_of(use.inputs),
+                channels_of(use.outputs),
                 use.taps,
                 use.positions,
                 use.bias,
@@ -253,13 +276,14 @@ def costs_of(flow: Flow) -> Costs:
         if node.op == "placeholder" or _unwritten(flow, node):
             continue
         segments = value.segments
-        channels = _channels(segments) if segments is not None else ((None, 1, 1),)
+        channels = channels_of(segments) if segments is not None else ((None, 1, 1),)
         positions = value.positions
         rows.append(LayerCost(node.name, "activation", channels, channels, positions=positions))
     return Costs(tuple(rows))
 
 
-def _channels(segments: tuple[Segment, ...]) -> Channels:
+def channels_of(segments: tuple[Segment, ...]) -> Channels:
+    """Segments as the cost knows them."""
     return tuple((s.group.root.gate, s.group.size, s.repeat) for s in segments)
 
 

@@ -8,14 +8,16 @@ that depends on data, so it runs under vmap and in a captured graph:
 
     interval       m_k = clip(n - k, 0, 1): the support [0, n] of a deep function machine
     band           m_k = sigmoid((log n - log(k + 1/2)) / t): a band of units in log size moves together
-    nested         interval(n e^{t l}), l logistic: nested dropout (Rippel et al. 2014), whose mean is the band
+    nested         interval(n e^{t l}), l logistic: nested dropout (Rippel et al. 2014), whose medians follow the band
     support        m_k = sigmoid(f(u_k) / t), f a sum of cosines: variable support geometry, E(f) = {f > 0}
     support_nodes  the same, f given by its values on the nodes u_k = (k + 1/2) / N
     fuzzy          m_k = clip(z_k / t - tau, 0, 1) with tau such that the grades sum to n (the capped simplex)
     concrete       the hard-concrete gate (Louizos et al. 2018) of log_alpha_k: a sample, or its deterministic mean
 
 t is a temperature; as it falls, grades become 0 or 1. `MEMBERSHIPS` holds each as a `Membership`: how to begin at a
-real size, the grades, and the real size, which is the sum of the grades (expected, where they are random).
+real size, the grades, and the real size. The size is the sum of the grades for interval, support, support_nodes and
+fuzzy. A band's is where the grades cross 1/2; they sum to about n pi t / sin(pi t) away from N. That of nested is the
+median of the random size, concrete's the expected number of units that are not exactly 0.
 
 Legend of shape suffixes: N indices, F coefficients of f.
 """
@@ -32,7 +34,7 @@ from torch import Tensor
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # hard-concrete: Louizos et al. 2018, section 4.1
 COSINES = 8  # coefficients of a support's f
 BISECTIONS = 60
-STEEP = 10.0  # slope of log_alpha over u where a concrete membership begins: low indices are the surer members
+CONCRETE_TAU = 0.2  # a concrete membership begins with the chances of a band of this temperature
 
 Parameters = Mapping[str, Tensor]
 
@@ -54,7 +56,7 @@ def interval(n: Tensor, maximum: int) -> Tensor:
 
 
 def band(n: Tensor, maximum: int, tau: float | Tensor = 0.3) -> Tensor:
-    """m_k = sigmoid((log n - log(k + 1/2)) / tau), [...] -> [..., N]; `tau` is a temperature in log size."""
+    """m_k = sigmoid((log n - log(k + 1/2)) / tau), [...] -> [..., N], for n > 0; `tau` is a temperature in log size."""
     k_N = torch.arange(maximum, device=n.device, dtype=n.dtype)
     return torch.sigmoid((torch.log(n).unsqueeze(-1) - torch.log(k_N + 0.5)) / tau)
 
@@ -62,7 +64,8 @@ def band(n: Tensor, maximum: int, tau: float | Tensor = 0.3) -> Tensor:
 def nested(n: Tensor, maximum: int, tau: float | Tensor, noise: Tensor) -> Tensor:
     """A random prefix: the interval of n (u / (1 - u))^tau for a uniform `noise` u of n's shape.
 
-    Unit k is a member with probability band(n)_k: nested dropout whose rate follows the size, differentiable along n.
+    Unit k's grade exceeds 1/2 with probability band(n)_k, and its mean is that of the band over [k, k + 1] (at the last
+    too: what is beyond N is cut). Nested dropout whose rate follows the size, differentiable along n.
     """
     odds = torch.log(noise) - torch.log1p(-noise)
     return interval((n * torch.exp(tau * odds)).clamp(max=float(maximum)), maximum)
@@ -88,7 +91,8 @@ def fuzzy(z_N: Tensor, n: Tensor) -> Tensor:
     """The capped simplex: m = clip(z - tau, 0, 1) with sum m = n, [..., N], [...] -> [..., N].
 
     tau is found by a fixed number of bisections and one Newton step, which carries the derivatives: with I the indices
-    strictly between 0 and 1, dm_I/dn = 1/|I| and dm_I/dz = 1 - 1/|I|.
+    strictly between 0 and 1, dm_I/dn = 1/|I| and dm_I/dz = 1 - 1/|I|. Where I is empty, at whole sizes, it is the unit
+    about to come (the right derivative), and at n = N the last to have come (the left derivative).
     """
     with torch.no_grad():
         low, high = z_N.amin(-1, keepdim=True) - 1.0, z_N.amax(-1, keepdim=True)
@@ -96,12 +100,15 @@ def fuzzy(z_N: Tensor, n: Tensor) -> Tensor:
             middle = (low + high) / 2
             many = (z_N - middle).clamp(0.0, 1.0).sum(-1, keepdim=True) > n.unsqueeze(-1)
             low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-        tau = (low + high) / 2
-        inside = ((z_N > tau) & (z_N < tau + 1.0)).to(z_N.dtype)
-        count = inside.sum(-1, keepdim=True)
-    free = (inside * (z_N - tau)).sum(-1, keepdim=True) + (z_N >= tau + 1.0).to(z_N.dtype).sum(-1, keepdim=True)
-    step = torch.where(count > 0, (free - n.unsqueeze(-1)) / count.clamp(min=1.0), torch.zeros_like(tau))
-    return (z_N - tau - step).clamp(0.0, 1.0)
+        tau = low  # where the sum still exceeds n by a rounding, so that the unit about to come is inside
+        rest = z_N - tau
+        last = (rest == rest.amin(-1, keepdim=True)) & (rest >= 1.0) & (n.unsqueeze(-1) == z_N.shape[-1])
+        inside = ((rest > 0.0) & (rest < 1.0)) | last
+        whole = ((rest >= 1.0) & ~inside).to(z_N.dtype)
+        count = inside.sum(-1, keepdim=True).clamp(min=1).to(z_N.dtype)
+    free = torch.where(inside, z_N - tau, whole).sum(-1, keepdim=True)
+    m_N = torch.where(inside, z_N - tau - (free - n.unsqueeze(-1)) / count, whole)
+    return m_N + (m_N.clamp(0.0, 1.0) - m_N).detach()  # a rounding beyond 0 or 1 must not cost the derivative
 
 
 def concrete(log_alpha: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -125,7 +132,7 @@ def active(log_alpha: Tensor) -> Tensor:
 class Membership:
     """One kind of membership.
 
-    `start(n, N, t)` gives parameters whose real size is n: `n` itself where a size is one of them (`sized`), numbers
+    `start(n, N, t)` gives parameters of real size n > 0: `n` itself where a size is one of them (`sized`), numbers
     per index otherwise. `grades(parameters, N, t, noise)` are [..., N]; `noise` are uniforms in (0, 1), `draws(N)` of
     them in the last axis, or None for the deterministic grades. `size(parameters, N, t)` is the real size [...].
     `temperature` is where t begins and ends (None: there is none); `prefix`: the members are always the first indices.
@@ -180,9 +187,10 @@ def _start_fuzzy(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
 
 
 def _start_concrete(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
-    u_N = nodes(maximum, n)
-    c = _root(lambda c: active(STEEP * (c.unsqueeze(-1) - u_N)).sum(-1), n, -4.0, 4.0)
-    return {"log_alpha": STEEP * (c.unsqueeze(-1) - u_N)}
+    # a slope in log size, for one in u would leave a narrow size of a wide layer without a single sure unit
+    log_N = torch.log(torch.arange(maximum, device=n.device, dtype=n.dtype) + 0.5)
+    c = _root(lambda c: active((c.unsqueeze(-1) - log_N) / CONCRETE_TAU).sum(-1), n, -8.0, math.log(maximum) + 8.0)
+    return {"log_alpha": (c.unsqueeze(-1) - log_N) / CONCRETE_TAU}
 
 
 def _nested_grades(p: Parameters, maximum: int, t: float, noise: Tensor | None) -> Tensor:

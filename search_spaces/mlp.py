@@ -1,8 +1,8 @@
 """The multi-layer perceptron as modules: relaxed (gated, of maximum size) and plain (of whole sizes).
 
 >>> relaxed = GatedMLP(64, (128, 128), 10)
->>> gates_of(relaxed)["width.0"].n.data.fill_(17)
->>> materialise(relaxed)          # Sequential: 64 -> 17 -> 128 -> 10
+>>> gates_of(relaxed)["width.0"].set(17)
+>>> plain(relaxed, torch.zeros(1, 64))          # search_spaces.materialise: 64 -> 17 -> 128 -> 10
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
 
 
 class GatedMLP(nn.Module):
-    """Linear layers of maximum size, each hidden one followed by its activation and its gate `width.i`."""
+    """Linear layers of maximum size, each hidden one followed by its activation and its gate `width.i`. An input of
+    more axes than [B, D] is flattened."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class GatedMLP(nn.Module):
         *,
         activation: str = "relu",
         membership: str = "interval",
-        tau: float = 0.3,
+        tau: float | None = None,
     ) -> None:
         super().__init__()
         widths = [inputs, *maxima, outputs]
@@ -45,7 +46,7 @@ class GatedMLP(nn.Module):
         )
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        h = x_BD
+        h = x_BD.flatten(1)
         for linear, gate in zip(self.linears[:-1], self.gates, strict=True):
             h = gate(self.activation(linear(h)))
         out: Tensor = self.linears[-1](h)
@@ -62,21 +63,3 @@ def plain_mlp(weights: Sequence[Tensor], biases: Sequence[Tensor], activation: s
             linear.bias.copy_(bias)
         layers += [linear, ACTIVATION_MODULES[activation]()] if i + 1 < len(weights) else [linear]
     return nn.Sequential(*layers)
-
-
-def materialise(network: GatedMLP) -> nn.Sequential:
-    """The plain network at the gates' sizes rounded to whole ones (halves up): units pruned, nothing left of the gates.
-
-    Equal to the relaxed network where every size is whole and its membership is the interval's.
-    """
-    linears = [layer for layer in network.linears if isinstance(layer, nn.Linear)]
-    gates = [gate for gate in network.gates if isinstance(gate, WidthGate)]
-    kept = [
-        linears[0].in_features,
-        *(min(int(float(gate.n.detach()) + 0.5), gate.maximum) for gate in gates),
-        linears[-1].out_features,
-    ]
-    weights = [layer.weight[:b, :a] for layer, (a, b) in zip(linears, pairwise(kept), strict=True)]
-    biases = [layer.bias[:b] for layer, b in zip(linears, kept[1:], strict=True)]
-    name = next(key for key, make in ACTIVATION_MODULES.items() if type(network.activation) is make)
-    return plain_mlp(weights, biases, name)

@@ -1,6 +1,6 @@
 """From real sizes to whole ones that still meet the bounds.
 
->>> round_within(network, {"width.0": 40.6, "width.1": 70.2, "lr": 0.1}, {"parameters": 6000}, 64, 10, space)
+>>> round_within(network, {"width.0": 40.6, "width.1": 70.2, "lr": 0.1}, {"parameters": 6000}, costs, space)
 {'width.0': 41, 'width.1': 69, 'lr': 0.1}
 """
 
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from search_spaces.networks import MLP
+from search_spaces.cost import Costs
+from search_spaces.networks import Network
 from search_spaces.parameters import Real, Value
 from search_spaces.space import Point, Space
 
 
-def excess(network: MLP, point: Mapping[str, Value], bounds: Mapping[str, float], inputs: int, outputs: int) -> float:
+def excess(network: Network, point: Mapping[str, Value], bounds: Mapping[str, float], costs: Costs) -> float:
     """The largest cost / bound - 1 of the network at `point`: at most 0 when every bound is met."""
-    costs = network.costs(network.sizes(point), inputs, outputs)
-    return max((float(costs[name]) / bound - 1.0 for name, bound in bounds.items()), default=0.0)
+    found = costs.of(network.named(network.sizes(point)), bounds)
+    return max((float(found[name]) / bound - 1.0 for name, bound in bounds.items()), default=0.0)
 
 
 def round_within(
-    network: MLP, point: Point, bounds: Mapping[str, float], inputs: int, outputs: int, space: Space
+    network: Network, point: Mapping[str, Value], bounds: Mapping[str, float], costs: Costs, space: Space
 ) -> Point:
     """The nearest whole sizes that meet the bounds: all gated sizes shrink by one common factor, as little as needed.
 
@@ -34,12 +35,12 @@ def round_within(
         }
         return network.rounded(scaled)
 
-    if excess(network, shrunk(1.0), bounds, inputs, outputs) <= 0:
+    if excess(network, shrunk(1.0), bounds, costs) <= 0:
         return shrunk(1.0)
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        meets = excess(network, shrunk(middle), bounds, inputs, outputs) <= 0
+        meets = excess(network, shrunk(middle), bounds, costs) <= 0
         low, high = (middle, high) if meets else (low, middle)
     return shrunk(low)
 

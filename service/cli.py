@@ -327,19 +327,42 @@ def show(search: Search, store: StoreOption = None, output: WholeOption = Whole.
 
     witness = _reading(store)
     found = witness.named(search)
-    shown = {**summary(found), "damaged": [{"path": str(d.path), "reason": d.reason} for d in found.damaged]}
+    shown = {**summary(found, witness), "damaged": [{"path": str(d.path), "reason": d.reason} for d in found.damaged]}
     out.print_summary(shown, output.value, spec=True)
     _warn_of_damage(witness)
     return 0
 
 
 @app.command()
-def best(search: Search, store: StoreOption = None, output: WholeOption = Whole.table) -> int:
+def best(
+    search: Search,
+    store: StoreOption = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write its plain network there: .pt2, .onnx, or .py with .safetensors."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --export replace a file.")] = False,
+    retrain: Annotated[
+        int | None, typer.Option(metavar="SEEDS", min=1, help="Retrain it from scratch, so often, and store that.")
+    ] = None,
+    output: WholeOption = Whole.table,
+) -> int:
     """The best trial of a search: where it was asked, where it ended, and what it measured."""
     from service.summary import best_trial
 
     witness = _reading(store)
-    found = best_trial(witness.named(search))
+    chosen = witness.named(search)
+    if retrain is not None or export is not None:
+        from service.networks import export_best, retrain_best
+        from trials.store import Store
+
+        with contextlib.redirect_stdout(sys.stderr):  # the user's own modules may print
+            if retrain is not None:
+                say(f"retrained: {retrain_best(Store(witness.root), chosen, retrain)}")
+            exported = export_best(chosen, export, overwrite=overwrite) if export is not None else None
+    else:
+        exported = None
+    found = {**best_trial(chosen, witness), **({"exported": exported} if exported else {})}
     out.print_best(found, output.value)
     _warn_of_damage(witness)
     return 0

@@ -21,13 +21,14 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from search_spaces import Invalid, Width
 from search_spaces.faults import unknown
+from search_spaces.networks import Own
 from service.driver import Executor, Result, run
 from service.executors.local import Bench
 from service.planning import plan_of, threads_of
@@ -143,6 +144,8 @@ def _widest(spec: SearchSpec, task: Task, directory: Path) -> SearchSpec:
     assert spec.network is not None
     widths = [p for p in spec.space.parameters.values() if isinstance(p, Width)]
     plan = plan_of(spec, task)
+    if isinstance(spec.network, Own):
+        raise Invalid(["sizes: 'widest' needs a network of ours; write the widths of your own into an arm's space."])
     top = min((int(p.high) for p in widths), default=spec.network.width)
     fitting = [n for n in range(1, top + 1) if plan.excess(dict.fromkeys(spec.network.gates, n)) <= 0]
     if not fitting:
@@ -190,12 +193,13 @@ def compare(
                 )
                 asked[arm.name] = _replayed(store, result)
                 if arm.replay is None and result.progress.best is not None and result.state == "complete":
-                    _retrain_best(comparison, store, spec, result.progress.best, {**labels, "role": "retrain"})
+                    again = {**labels, "role": "retrain", "retrain_of": result.search_id}
+                    _retrain_best(comparison, store, spec, result.progress.best, again)
     return identity
 
 
 def _reseeded(spec: SearchSpec, repeat: int) -> SearchSpec:
-    return SearchSpec.from_dict({**spec.to_dict(), "seed": spec.seed + repeat})
+    return replace(spec, seed=spec.seed + repeat)
 
 
 def _replayed(store: Store, result: Result) -> ListedSampler:

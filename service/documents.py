@@ -157,6 +157,9 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
         at = inner
 
 
+_FILES = ("path", "test_path", "train", "test")  # keys of a task whose values name files
+
+
 def located(task: str | Mapping[str, Any], directory: Path) -> str | Mapping[str, Any]:
     """A task whose files, where they lie in `directory`, are named in full; other paths are left as they are."""
 
@@ -167,4 +170,4 @@ def located(task: str | Mapping[str, Any], directory: Path) -> str | Mapping[str
     if isinstance(task, str):
         name: str = full(task)
         return name
-    return {key: full(value) if key in ("path", "test_path") else value for key, value in task.items()}
+    return {key: full(value) if key in _FILES else value for key, value in task.items()}

@@ -13,12 +13,13 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from search_spaces.networks import Own
 from service.controller import Controller, Progress
 from service.executors import Crew
 from service.executors.here import Here
@@ -27,11 +28,12 @@ from service.planning import goal_of, plan_of, sampler_of, threads_of
 from service.samplers import Sampler
 from service.slot import Job
 from service.spec import SearchSpec, check
-from trials.calibrate import calibrate
+from trials.calibrate import CANDIDATES, calibrate, is_plain
 from trials.plan import Plan
 from trials.store import Conflict, SearchStore, Store
 from trials.tasks import Task
 from trials.train import threads
+from trials.training import WAYS
 
 Executor = Literal["local", "ray", "here"]
 Watch = Callable[[Progress], None]
@@ -122,18 +124,20 @@ def _drive(
     bench: Bench | None = None,
 ) -> Result:
     with search.lease() as lease:
-        plan = plan_of(spec, task)
         with threads(threads_of(spec)):
-            lanes, measured = _lanes(search, spec, plan)
+            lanes, way, measured = _lanes(search, spec, plan_of(spec, task))
+        plan = plan_of(spec, task, way)
         job = Job(
             spec=spec.to_dict(),
             store=str(store.root.absolute()),
             search_id=search.id,
             threads=threads_of(spec),
             directory=str((directory or Path.cwd()).absolute()),
+            way=way,
         )
-        # the controller calls no objective, and on Ray it lives where the user's module cannot be imported
-        bare = replace(plan, objective=None)
+        # the controller calls no code of the user's, and on Ray it lives where their module cannot be imported
+        network = plan.network.abroad() if isinstance(plan.network, Own) else plan.network
+        bare = replace(plan, objective=None, network=network)
         make = partial(make_controller, job.store, search.id, lease.epoch, spec, bare, lanes, sampler)
         crew = _crew(executor, make, job, spec, bench)
         try:
@@ -198,14 +202,18 @@ def _oversee(crew: Crew, watch: Watch, interrupted: threading.Event) -> None:
         raise raised[0]
 
 
-def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, dict[str, Any] | None]:
-    """The lane count: the spec's, the one measured before, or one measured now (with the event that records it)."""
-    if isinstance(spec.resources.lanes, int):
-        return spec.resources.lanes, None
+def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, str, dict[str, Any] | None]:
+    """The lane count and the way: the spec's, those measured before, or measured now (with the event that records
+    them)."""
+    wanted = spec.resources
+    ways = WAYS if wanted.way == "auto" else (wanted.way,)
+    if isinstance(wanted.lanes, int) and (len(ways) == 1 or is_plain(plan)):
+        return wanted.lanes, plan.way, None
     for event in search.log():
         if event.kind == "calibrated":
-            return int(event.body["lanes"]), None
-    most = -(-spec.batch_size() // spec.resources.workers)  # more would leave a worker without a bundle
-    found = calibrate(plan, most=most)
-    seconds = {str(lanes): s for lanes, s in found.seconds.items()}
-    return found.lanes, {"lanes": found.lanes, "seconds": seconds, "device_s": found.device_s}
+            return int(event.body["lanes"]), str(event.body.get("way", plan.way)), None
+    most = -(-spec.batch_size() // wanted.workers)  # more would leave a worker without a bundle
+    counts = (wanted.lanes,) if isinstance(wanted.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
+    found = calibrate(plan, counts, ways)
+    seconds = {way: {str(lanes): s for lanes, s in times.items()} for way, times in found.seconds.items()}
+    return found.lanes, found.way, {**asdict(found), "seconds": seconds}

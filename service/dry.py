@@ -27,10 +27,9 @@ def print_dry_run(spec: SearchSpec, task: Task | Any, output: str) -> None:
     for name in ("smallest", "largest"):
         if name in facts:
             network = facts[name]
-            sizes = "-".join(map(str, network["sizes"]))
-            comments.append(
-                f"{name} network: {sizes}, {network['parameters']:,} parameters, {network['flops']:,} FLOPs"
-            )
+            sizes = ", ".join(f"{gate} {n}" for gate, n in network["sizes"].items()) or "no widths"
+            costs = f"{network['parameters']:,} parameters, {network['flops']:,} FLOPs"
+            comments.append(f"{name} network: {sizes}; {costs}, {network['activation_bytes']:,} bytes of activations")
     if "data" in facts:
         comments.append(f"data: {out.values(facts['data'])}")
     comments += [f"note: {note}" for note in facts["notes"]]
@@ -52,7 +51,6 @@ def _network(spec: SearchSpec, task: Task, largest: bool) -> dict[str, Any]:
         for name, parameter in spec.space.parameters.items()
         if isinstance(parameter, Width) and name in network.gates
     }
-    sizes = network.sizes(network.rounded(ends))
-    costs = network.costs(sizes, task.inputs, task.outputs)
-    whole = [task.inputs, *map(int, sizes), task.outputs]
-    return {"sizes": whole, **{name: int(cost) for name, cost in costs.items()}}
+    sizes = network.named(network.sizes(network.rounded(ends)))
+    costs = network.costs(task.shape, task.outputs).of(sizes)
+    return {"sizes": {name: int(n) for name, n in sizes.items()}, **{name: int(cost) for name, cost in costs.items()}}

@@ -12,8 +12,9 @@ from trials.plan import Plan
 from trials.tasks import Task
 
 
-def plan_of(spec: SearchSpec, task: Task | Callable[..., Any]) -> Plan:
-    """What every bundle of the search shares. The spec's `auto`s that depend on the task are filled in already."""
+def plan_of(spec: SearchSpec, task: Task | Callable[..., Any], way: str = "per_lane") -> Plan:
+    """What every bundle of the search shares. The spec's `auto`s that depend on the task are filled in already; `way`
+    is the measured one, for a spec that names none."""
     fused = isinstance(task, Task)
     return Plan(
         space=spec.space,
@@ -27,6 +28,7 @@ def plan_of(spec: SearchSpec, task: Task | Callable[..., Any]) -> Plan:
         bounds={name: bound.max for name, bound in spec.constraints.items()},
         seeds=spec.replicates.seeds,
         realise=spec.realise,
+        way=spec.resources.way if spec.resources.way != "auto" else way,
         seed=spec.seed,
     )
 

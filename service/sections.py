@@ -183,9 +183,13 @@ def declared_schema(cls: Any, **names: Sequence[str]) -> dict[str, Any]:
     """JSON schema of a plain dataclass; `names` are the options of its fields that have some."""
     kinds = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
     own = [item for item in fields(cls) if item.name not in names]
-    parts: dict[str, Any] = {item.name: {"type": kinds[str(item.type)]} for item in own}
+    parts: dict[str, Any] = {item.name: {"type": kinds.get(_bare(item.type), "object")} for item in own}
     parts |= {name: {"enum": list(options)} for name, options in names.items()}
     return {"type": "object", "properties": parts, "additionalProperties": False}
+
+
+def _bare(annotation: object) -> str:
+    return str(annotation).removesuffix(" | None")
 
 
 def tame(value: Any, *, whole: bool = False, depth: int = 0) -> Any:

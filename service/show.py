@@ -272,7 +272,9 @@ def print_best(found: Mapping[str, Any], output: str) -> None:
         put(as_json(found) + "\n")
         return
     facts = [("search", found["search_id"]), ("state", found["state"]), *_best_facts(found, found["metric"])]
-    print_facts([*facts, ("metrics", values(found["metrics"]))])
+    exported = found.get("exported")
+    made = [("exported", exported["path"]), ("  it reads", values(exported["reads"]))] if exported else []
+    print_facts([*facts, ("metrics", values(found["metrics"])), *made])
 
 
 def _owner(owner: Mapping[str, Any] | None) -> str:
@@ -311,4 +313,16 @@ def _best_facts(best: Mapping[str, Any], metric: str | None) -> list[tuple[str, 
         *([("  asked", values(best["asked"])), ("  ended at", values(best["point"]))] if moved else []),
         *([] if moved else [("  point", values(best["point"]))]),
         ("  rounded", values(best["rounded"]) + size),
+        ("  scores", _scores(best)),
     ]
+
+
+def _scores(best: Mapping[str, Any]) -> str:
+    """What the network is worth at its real sizes, at whole ones, and trained again from scratch at these."""
+    found = [f"relaxed {cell(best['value'])}"]
+    if best.get("rounded_value") is not None:
+        found.append(f"rounded {cell(best['rounded_value'])}")
+    if again := best.get("retrained"):
+        spread = f"{cell(again['mean'])} ± {cell(again['std'])}"
+        found.append(f"retrained {spread} on the test rows ({again['seeds']} seeds)")
+    return ", ".join(found)

@@ -32,13 +32,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker process needs to know, as plain data. `directory` is where the user's own modules are found."""
+    """All that a worker process needs to know, as plain data. `directory` is where the user's own modules are found,
+    `way` how lanes with convolutions run, where the spec does not say it."""
 
     spec: Mapping[str, Any]
     store: str
     search_id: str
     threads: int = 1
     directory: str = ""
+    way: str = "per_lane"
 
     def open(self) -> tuple[SearchStore, Trainer]:
         """The search's store and a trainer with its data loaded."""
@@ -46,10 +48,10 @@ class Job:
 
         torch.set_num_threads(self.threads)
         spec, task = check(self.spec, directory=Path(self.directory) if self.directory else None)
-        if spec.python and self.directory not in sys.path:
-            sys.path.insert(0, self.directory)  # an objective may import its neighbours when it runs
+        if spec.own_code and self.directory not in sys.path:
+            sys.path.insert(0, self.directory)  # the user's code may import its neighbours when it runs
         device = "cuda" if spec.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
-        return Store.open_for_reading(self.store).search(self.search_id), Trainer(plan_of(spec, task), device)
+        return Store.open_for_reading(self.store).search(self.search_id), Trainer(plan_of(spec, task, self.way), device)
 
 
 def serve(source: Source, search: SearchStore, trainer: Trainer, worker: str) -> None:

@@ -14,36 +14,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import Invalid, Space, Topology, Width
+from search_spaces import Invalid, Space, Topology
+from search_spaces.cost import BOUNDS
 from search_spaces.faults import unknown
-from search_spaces.networks import ACTIVATIONS, MEMBERSHIPS, MLP, NETWORKS, network_from_dict
+from search_spaces.networks import NETWORKS, Network, Own, network_from_dict
 from search_spaces.parameters import parameter_from_dict
 from search_spaces.space import json_schema
 from service.documents import document, located, override
+from service.rules import METRICS, between_faults, data_faults, is_python, task_kind_faults
 from service.sections import Section, declared, declared_schema, part, rule, tame
 from service.usercode import function
 from trials.hypergradients import METHODS, Method
 from trials.hypergradients.method import OUTER_OPTIMIZERS
-from trials.training import LANE, OPTIMIZERS, STRUCTURAL, Training, space_faults
+from trials.training import OPTIMIZERS, WAYS, Training
 
 if TYPE_CHECKING:
     from trials.tasks import Task
 
-#: what `Task.metrics` offers, known without loading a task
-METRICS = {
-    "classification": {"val_error": "min", "val_loss": "min", "val_accuracy": "max"},
-    "regression": {"val_mse": "min", "val_loss": "min", "val_r2": "max"},
-}
 SAMPLERS: dict[str, tuple[str, ...]] = {"tpe": ("startup",), "random": ()}  # name -> its own options
-BOUNDS, LATER_BOUNDS = ("parameters", "flops"), ("activation_bytes", "latency_ms")
+LATER_BOUNDS = ("latency_ms",)
 MOST_LAYERS, MOST_NUMBERS = 1_000, 10_000  # more is a slip, and slow or fatal to work with
-_PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 # -- the sections ------------------------------------------------------------------------------------------------------
@@ -127,7 +122,8 @@ class Objective(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Bound(Section):
-    """The greatest allowed value of a cost: a network's `parameters`, or the `flops` of one example's forward pass."""
+    """The greatest allowed value of a cost: a network's `parameters`, or the `flops` or `activation_bytes` of one
+    example's forward pass."""
 
     WHERE = "constraints"
 
@@ -166,7 +162,8 @@ class Budget(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources(Section):
-    """What a search runs on. `lanes` is the number of lanes in a bundle; `auto` measures."""
+    """What a search runs on. `lanes` is the number of lanes in a bundle, `way` how lanes with convolutions run; `auto`
+    measures."""
 
     WHERE = "resources"
 
@@ -174,6 +171,7 @@ class Resources(Section):
     cpus_per_worker: float = rule(1, kind="number", above=True)
     gpus_per_worker: float = rule(0, kind="number")
     lanes: int | str = rule("auto", names=("auto",), kind="whole number", least=1)
+    way: str = rule("auto", names=("auto", *WAYS), what="way of running lanes")
 
 
 def _read_task(data: object) -> str | Mapping[str, Any]:
@@ -182,14 +180,16 @@ def _read_task(data: object) -> str | Mapping[str, Any]:
             return data
     except (TypeError, ValueError):
         pass
-    ways = "a name, a file, module:function or {kind: table, path: FILE} of plain, finite values"
+    ways = (
+        "a name, a file, module:function or {kind: table, path: FILE} (or images, train: FILE) of plain, finite values"
+    )
     raise Invalid([f"task: must be {ways}, but got {data!r}."])
 
 
-def _read_network(data: object) -> MLP | None:
+def _read_network(data: object) -> Network | None:
     network = None if data is None else network_from_dict(data)
-    if network is not None and network.layers > MOST_LAYERS:
-        raise Invalid([f"network.layers: must be at most {MOST_LAYERS}, but got {network.layers!r}."])
+    if network is not None and network.depth > MOST_LAYERS:
+        raise Invalid([f"network.{network.DEEP}: must be at most {MOST_LAYERS}, but got {network.depth!r}."])
     return network
 
 
@@ -238,8 +238,15 @@ def _read_bounds(data: object) -> dict[str, Bound]:
     return bounds
 
 
-_MLP = declared_schema(MLP, kind=tuple(NETWORKS), activation=ACTIVATIONS, membership=MEMBERSHIPS)
-_NETWORK = {"anyOf": [{**_MLP, "required": ["kind"]}, {"type": "null"}]}
+def _network_schema(cls: type[Network], kind: Mapping[str, Any]) -> dict[str, Any]:
+    known = declared_schema(cls, **{key: names for key, (names, _) in cls.OPTIONS.items()})
+    shown = {key: known["properties"][key] for key in cls.written()}
+    return {**known, "properties": {"kind": kind, **shown}, "required": ["kind"]}
+
+
+_REFERENCE = {"type": "string", "pattern": ":"}
+_KINDS = [_network_schema(cls, {"const": name}) for name, cls in NETWORKS.items()]
+_NETWORK = {"anyOf": [*_KINDS, _network_schema(Own, _REFERENCE), _REFERENCE, {"type": "null"}]}
 _TRAINING = declared_schema(Training, optimizer=OPTIMIZERS)
 _BOUNDS = {"type": "object", "properties": dict.fromkeys(BOUNDS, Bound.schema()), "additionalProperties": False}
 
@@ -253,7 +260,7 @@ class SearchSpec(Section):
 
     name: str = rule("search", kind="text")
     task: str | Mapping[str, Any] = field(metadata=part(object, _read_task, {"type": ["string", "object"]}))
-    network: MLP | None = field(default=None, metadata=part(MLP, _read_network, _NETWORK))
+    network: Network | None = field(default=None, metadata=part(Network, _read_network, _NETWORK))
     space: Space = field(metadata=part(Space, _read_space, json_schema()))
     training: Training = field(default_factory=Training, metadata=part(Training, _read_training, _TRAINING))
     search: SearchSection = field(default_factory=SearchSection, metadata=part(SearchSection))
@@ -275,7 +282,7 @@ class SearchSpec(Section):
         clean = tame(data)
         values, faults = super().parse(clean, where)
         if "space" not in values and (alone := _sound_parameters(clean.get("space"))):
-            faults += _space_faults({**values, "space": alone}, whole=False)
+            faults += between_faults({**values, "space": alone}, whole=False)
         return values, faults
 
     @classmethod
@@ -283,14 +290,14 @@ class SearchSpec(Section):
         sound, faults = {}, []
         for name, value in values.items():
             found = super().value_faults(where, {name: value})
-            if not found and isinstance(value, MLP | Training):
+            if not found and isinstance(value, Network | Training):
                 found = value.faults()
             if not found and name in ("task", "constraints"):
                 found = _faults_of(_read_task if name == "task" else _read_bounds, value)
             faults += found
             sound.update({} if found else {name: value})
-        faults += _task_kind_faults(sound)
-        return faults + (_space_faults(sound, whole=True) if "space" in sound else [])
+        faults += task_kind_faults(sound)
+        return faults + (between_faults(sound, whole=True) if "space" in sound else [])
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain data that `from_dict` reads back to an equal spec."""
@@ -307,6 +314,11 @@ class SearchSpec(Section):
     def python(self) -> bool:
         """Whether the task is a plain Python objective, `module:function`."""
         return is_python(self.task)
+
+    @property
+    def own_code(self) -> bool:
+        """Whether a worker runs the user's own Python."""
+        return self.python or isinstance(self.network, Own)
 
     def batch_size(self) -> int:
         """Points of a generation; `auto`: a sixteenth of the trials, at least 4 and one for each worker."""
@@ -345,7 +357,8 @@ def check(
     metrics = {"value": "min"}
     if task is not None and not is_python(values["task"]):
         metrics = METRICS[task.kind]  # type: ignore[union-attr]
-        faults += _data_faults(values, task)  # type: ignore[arg-type]
+        faults += _resolved(values, task, directory)  # type: ignore[arg-type]
+        faults += data_faults(values, task)  # type: ignore[arg-type]
     if faults:
         raise Invalid(faults)
     assert task is not None
@@ -353,9 +366,20 @@ def check(
     return replace(spec, objective=spec.objective.resolved(metrics)), task
 
 
-def is_python(task: object) -> bool:
-    """Whether a task is a plain Python objective, `module:function`."""
-    return isinstance(task, str) and _PYTHON.fullmatch(task) is not None
+def _resolved(values: dict[str, Any], task: Task, directory: Path | None) -> list[str]:
+    """Put the user's own network, with its gates found, in the place of its name; every fault of it."""
+    network = values.get("network")
+    if not isinstance(network, Own) or network.faults():
+        return []
+    from search_spaces.realise import resolve  # torch, which declarations do without
+
+    try:
+        places = [*([directory] if directory else []), Path.cwd()]
+        factory = function(network.reference, places, where="network")
+        values["network"] = resolve(network, factory, task.shape, task.outputs)
+    except Invalid as error:
+        return list(error.faults)
+    return between_faults(values, whole=True) if "space" in values else []
 
 
 def spec_schema() -> dict[str, Any]:
@@ -363,108 +387,7 @@ def spec_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "search", **SearchSpec.schema()}
 
 
-# -- rules between sections --------------------------------------------------------------------------------------------
-
-
-def _task_kind_faults(values: Mapping[str, Any]) -> list[str]:
-    """What a plain Python objective must not have, and a task of data must."""
-    task, faults = values.get("task"), []
-    if task is None:
-        return []
-    if not is_python(task):
-        if "network" in values and values["network"] is None:
-            faults.append("network: is missing, but a task of data trains one; add {kind: mlp, layers: 2}.")
-        metric, known = (
-            getattr(values.get("objective"), "metric", "auto"),
-            [n for kind in METRICS.values() for n in kind],
-        )
-        if metric not in ("auto", *known):
-            faults.append(unknown("objective.metric", metric, dict.fromkeys(known), "metric"))
-        return faults
-    if values.get("network") is not None:
-        faults.append(
-            f"network: a plain Python objective has no network of ours, but got {task!r} and a network; drop one."
-        )
-    if values.get("training", Training()) != Training():
-        faults.append(
-            f"training: a plain Python objective trains by itself, but got {task!r} and a training; drop one."
-        )
-    if values.get("constraints"):
-        faults.append(f"constraints: bound the cost of a network, but the task {task!r} has none; drop them.")
-    if (budget := values.get("budget")) and not (budget.trials or budget.device_seconds or budget.wall_seconds):
-        faults.append("budget: a plain Python objective spends no epochs or flops; add trials or wall_seconds.")
-    return faults
-
-
-def _space_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
-    """Rules between the space and the other sections; `whole`: no parameter was left out for a fault of its own."""
-    space, network, task = values["space"], values.get("network"), values.get("task")
-    faults = []
-    if not is_python(task):
-        faults += space_faults(space)
-        if network is None:
-            return faults
-        faults += network.space_faults(space)
-        known = [*network.gates, "activation", *LANE, *STRUCTURAL]
-        faults += [
-            unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
-            for name, parameter in space.parameters.items()
-            if parameter.type in ("float", "int", "choice") and name not in known
-        ]
-    if "search" not in values:
-        return faults
-    gates = () if network is None else network.gates
-    kind, methods = values["search"].hypergradient.kind, " or ".join(name for name in METHODS if name != "none")
-    moved = [name for name, p in space.parameters.items() if getattr(p, "moved_by", "sampler") == "gradient"]
-    for name in moved:
-        if name not in gates:
-            own = f"gates of the network ({', '.join(gates) or 'it has none'})"
-            faults.append(f"space.{name}.moved_by: only the {own} can be moved by a gradient yet; drop it.")
-        elif kind == "none":
-            faults.append(
-                f"space.{name}.moved_by: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
-                f"set it to {methods}, or drop `moved_by`."
-            )
-    if kind != "none" and whole and not any(name in gates for name in moved):
-        way = f"give one of {', '.join(gates)} `moved_by: gradient`" if gates else "set it to none"
-        faults.append(f"search.hypergradient: {kind!r} needs a gate of the network that it moves, but got none; {way}.")
-    if kind != "none" and values.get("realise") == "rounded":
-        faults.append("realise: a gradient moves fractional sizes, but got 'rounded'; take auto or fractional.")
-    return faults
-
-
-def _data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
-    """Rules between the spec and its task's data: the metric, and bounds that some point must be able to meet."""
-    metrics, objective = METRICS[task.kind], values.get("objective")
-    elsewhere = [name for kind in METRICS.values() for name in kind if name not in metrics]
-    faults = []
-    if objective is not None and objective.metric in elsewhere:
-        faults.append(unknown("objective.metric", objective.metric, metrics, f"metric of a {task.kind} task"))
-    network, space, bounds = values.get("network"), values.get("space"), values.get("constraints")
-    if network is None or space is None or not bounds or network.faults() or network.space_faults(space):
-        return faults
-    costs = network.costs(_least_sizes(values), task.inputs, task.outputs)
-    for name, bound in bounds.items():
-        if costs[name] > bound.max:
-            faults.append(
-                f"constraints.{name}.max: even the smallest network of the space has {name}={costs[name]:g}, but got "
-                f"max={bound.max:g}; raise it, or lower the `low` of a width."
-            )
-    return faults
-
-
-def _least_sizes(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """The smallest size that each hidden layer can have as it is trained."""
-    network, space, realise = values["network"], values["space"], values.get("realise", "auto")
-    least: dict[str, Any] = {}
-    for gate in network.gates:
-        parameter = space.parameters.get(gate)
-        if isinstance(parameter, Width):
-            least[gate] = min(parameter.low, network.width) if parameter.when else parameter.low
-    moves = "search" not in values or values["search"].hypergradient.kind != "none"
-    rounds = realise == "rounded" or (realise == "auto" and not moves)
-    sizes: tuple[float, ...] = network.sizes(network.rounded(least) if rounds else least)
-    return sizes
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _sound_parameters(data: object) -> Space | None:

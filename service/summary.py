@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from search_spaces.faults import Invalid
@@ -50,8 +51,9 @@ class WitnessStore(Store):
         return self.search(found[0])
 
 
-def summary(search: SearchStore) -> dict[str, Any]:
-    """Everything about a search that is known without reading its reports.
+def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
+    """Everything about a search that is known without reading its reports; from its `store` also how its best did when
+    it was retrained (`best.retrained`: the mean, standard deviation and number of its test scores).
 
     `trials` counts ended trials by ending; `asked` counts all; `best` is None until a trial is complete, with `asked`
     and `point` (where it ended) and `rounded`; seconds in `spent` include the measuring of lanes; `created` and
@@ -82,7 +84,11 @@ def summary(search: SearchStore) -> dict[str, Any]:
         "goal": spec.get("budget", {}),
         "asked": len(asked),
         "trials": dict(sorted(Counter(outcome.ending.value for outcome in ended.values()).items())),
-        "best": best and _trial(best, asked.get(best.number, {})),
+        "best": best
+        and {
+            **_trial(best, asked.get(best.number, {})),
+            "retrained": retrained(store, search.id, str(objective.get("metric"))) if store else None,
+        },
         "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),
         "lanes": lanes if isinstance(lanes, int) else calibrations[-1]["lanes"] if calibrations else None,
         "labels": document.get("labels", {}),
@@ -108,7 +114,7 @@ def best_of(outcomes: Any, mode: str | None) -> Outcome | None:
     return min(ranked, key=lambda item: item[:2])[2] if ranked else None
 
 
-def best_trial(search: SearchStore) -> dict[str, Any]:
+def best_trial(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     """The best trial alone, with its metrics and the parameters of its rounded network.
 
     Raises:
@@ -116,11 +122,35 @@ def best_trial(search: SearchStore) -> dict[str, Any]:
         NotFound: when no trial is complete yet.
     """
     search.spec()
-    whole = summary(search)
+    whole = summary(search, store)
     if whole["best"] is None:
         raise NotFound(f"search {search.id}: no trial is complete yet, so none is best; it is {whole['state']}.")
     names = ("search_id", "name", "state", "metric", "mode")
     return {**{name: whole[name] for name in names}, **whole["best"]}
+
+
+def retrained(store: Store, search_id: str, metric: str) -> dict[str, float] | None:
+    """Mean, standard deviation and number of the test scores of all retrainings of a search's best that are stored."""
+    name = metric.replace("val_", "test_", 1)
+    again = [store.search(known) for known in store.searches() if "retrain" in known]
+    values = [
+        outcome.metrics[name]
+        for search in again
+        if _labels(search).get("retrain_of") == search_id
+        for outcome in search.outcomes()
+        if name in outcome.metrics
+    ]
+    if not values:
+        return None
+    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0, "seeds": len(values)}
+
+
+def _labels(search: SearchStore) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = search.spec().get("labels", {})
+    except Damaged:
+        return {}
+    return found
 
 
 def _trial(outcome: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +158,7 @@ def _trial(outcome: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
         "trial": outcome.number,
         "trial_id": outcome.trial_id,
         "value": outcome.value,
+        "rounded_value": outcome.metrics.get("rounded_value"),
         "asked": asked,
         "point": dict(outcome.point),
         "rounded": dict(outcome.rounded),

@@ -19,15 +19,17 @@ from service.documents import files_in
 OURS = ("service", "trials", "search_spaces")
 
 
-def function(reference: str, directories: Sequence[Path]) -> Callable[..., Any]:
-    """The function `module:attribute` of the user's, whose module may lie in one of `directories`.
+def function(reference: str, directories: Sequence[Path], where: str = "task") -> Callable[..., Any]:
+    """The function `module:attribute` of the user's, whose module may lie in one of `directories`; `where` is the key
+    of the spec that names it.
 
     A directory with a top-level name of ours is refused: on a worker, either code would hide the other.
     """
     directories = list(dict.fromkeys(directory.resolve() for directory in directories))
     own = Path(__file__).resolve().parent.parent
     faults = [
-        f"task: {directory / name} would hide continua's own package `{name}`; rename it, or keep the code elsewhere."
+        f"{where}: {directory / name} would hide continua's own package `{name}`; rename it, or keep the code "
+        "elsewhere."
         for directory in directories
         if directory != own
         for name in OURS
@@ -48,7 +50,7 @@ def function(reference: str, directories: Sequence[Path]) -> Callable[..., Any]:
         near = difflib.get_close_matches(module_name, files, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near and near[0] != module_name else f"It was looked for in {places}."
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise Invalid([f"task: {module_name!r} must be a module that imports, but got {problem}. {hint}"]) from error
+        raise Invalid([f"{where}: {module_name!r} must be a module that imports, but got {problem}. {hint}"]) from error
     finally:
         for path in added:
             if path in sys.path:  # the user's code may have taken it out
@@ -57,7 +59,7 @@ def function(reference: str, directories: Sequence[Path]) -> Callable[..., Any]:
         found = functools.reduce(getattr, attribute.split("."), module)
     except AttributeError:
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise Invalid([unknown("task", attribute, functions, f"function of {module_name}")]) from None
+        raise Invalid([unknown(where, attribute, functions, f"function of {module_name}")]) from None
     if not callable(found):
-        raise Invalid([f"task: {reference!r} must be a function, but got {found!r}; name a callable."])
+        raise Invalid([f"{where}: {reference!r} must be a function, but got {found!r}; name a callable."])
     return found

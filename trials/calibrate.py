@@ -1,6 +1,6 @@
-"""How many lanes a bundle should have on this machine: measured, not guessed; one lane is an answer too.
+"""How many lanes a bundle should have on this machine, and how they run: measured, not guessed; one lane is an answer.
 
-    >>> calibrate(plan, most=64).lanes
+    >>> calibrate(plan, CANDIDATES).lanes
     16
 
 The candidates train the same few steps of the same random points; the fastest per lane wins, and among those within 3%
@@ -17,63 +17,100 @@ import numpy as np
 import torch
 
 from search_spaces import Point
+from trials.lanes.making import is_dense
 from trials.plan import Plan
 from trials.records import Bundle, Trial
+from trials.tasks import Split, Task
 from trials.train import Trainer
+from trials.training import WAYS
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-STEPS = 40  # timed steps of each candidate
+DENSE = "dense"  # the one way of multi-layer perceptrons
+STEPS = {True: 40, False: 8}  # timed steps of each candidate: of dense lanes, of others, which are slower
+POINTS = {True: 16, False: 4}  # trained by every candidate, at least
 PATIENCE = 2  # candidates in a row that must be slower before the search for a better one ends
 SLACK = 1.03
 MEMORY_SHARE = 0.5  # of what is free
+MOST_SECONDS = 30.0  # after which no further candidate is begun
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The chosen lane count, seconds per lane and step of each candidate, and what the measuring cost."""
+    """The chosen lane count and way, seconds per lane of each candidate (way -> lanes -> seconds), and what the
+    measuring cost."""
 
     lanes: int
-    seconds: dict[int, float]
+    way: str
+    seconds: dict[str, dict[int, float]]
     device_s: float
 
 
-def calibrate(plan: Plan, *, most: int, device: torch.device | str = "cpu") -> Calibration:
-    """Measures lane counts up to `most` (trials of a bundle, replicates counted within each)."""
+def is_plain(plan: Plan) -> bool:
+    """Whether there is only one way of running the plan's trials."""
+    return plan.task is None or plan.objective is not None or is_dense(plan)
+
+
+def calibrate(
+    plan: Plan,
+    counts: Sequence[int] = CANDIDATES,
+    ways: Sequence[str] = WAYS,
+    *,
+    device: torch.device | str = "cpu",
+) -> Calibration:
+    """Measures the lane counts `counts` (trials of a bundle, replicates counted within each), in each of the `ways`."""
     began = time.perf_counter()
-    if plan.objective is not None or plan.task is None:
-        return Calibration(
-            lanes=max(1, min(most, 64)), seconds={}, device_s=0.0
-        )  # a sequence of calls: nothing to fuse
+    if plan.objective is not None or plan.task is None:  # a sequence of calls: nothing to fuse
+        return Calibration(lanes=min(max(counts), 64), way=plan.way, seconds={}, device_s=0.0)
+    dense, free = is_dense(plan), _free_memory(torch.device(device))
+    points = _points(plan, max(counts))
+    seconds: dict[str, dict[int, float]] = {}
+    for way in (plan.way,) if dense else ways:
+        trainer, worse = Trainer(replace(_shortened(plan, STEPS[dense]), way=way), device), 0
+        times = seconds.setdefault(DENSE if dense else way, {})
+        for lanes in counts:
+            late = time.perf_counter() - began > MOST_SECONDS and any(seconds.values())
+            if late or _memory(plan, points[:lanes]) > MEMORY_SHARE * free or worse >= PATIENCE:
+                break
+            times[lanes] = _timed(trainer, points, lanes, POINTS[dense])
+            worse = worse + 1 if times[lanes] > min(times.values()) else 0
+    flat = [(s, lanes, way) for way, times in seconds.items() for lanes, s in times.items()]
+    best = min(flat, default=(0.0, 1, plan.way))
+    chosen = min(((lanes, s, way) for s, lanes, way in flat if s <= SLACK * best[0]), default=(1, 0.0, plan.way))
+    way = plan.way if dense else chosen[2]
+    return Calibration(lanes=chosen[0], way=way, seconds=seconds, device_s=time.perf_counter() - began)
+
+
+def _points(plan: Plan, most: int) -> list[Point]:
+    """Random points of one signature."""
     rng = np.random.default_rng(0)
-    points = [plan.space.sample(rng) for _ in range(max(c for c in CANDIDATES if c <= max(most, 1)))]
-    signature = plan.space.signature(points[0])
-    points = [
-        {**point, **dict(signature)} if not plan.space.faults({**point, **dict(signature)}) else points[0]
-        for point in points
-    ]
-    short = _shortened(plan, STEPS)
-    trainer = Trainer(short, device)
-    free, seconds, worse = _free_memory(torch.device(device)), {}, 0
-    for lanes in CANDIDATES:
-        if lanes > most or _memory(plan, points[:lanes]) > MEMORY_SHARE * free or worse >= PATIENCE:
-            break
-        seconds[lanes] = _timed(trainer, points, lanes)
-        worse = worse + 1 if seconds[lanes] > min(seconds.values()) else 0
-    best = min(seconds.values(), default=0.0)
-    chosen = next((lanes for lanes, s in seconds.items() if s <= SLACK * best), 1)
-    return Calibration(lanes=chosen, seconds=seconds, device_s=time.perf_counter() - began)
+    points = [plan.space.sample(rng) for _ in range(max(most, max(POINTS.values())))]
+    signature = dict(plan.space.signature(points[0]))
+    alike = [{**point, **signature} for point in points]
+    return [points[0] if plan.space.faults(point) else point for point in alike]
 
 
 def _shortened(plan: Plan, steps: int) -> Plan:
+    """The plan with so many steps of training, on as many rows as they see at most."""
     assert plan.task is not None
-    rows = len(plan.task.rows(*plan.train_splits).y)
-    epochs = max(1, round(steps * plan.training.batch_size / rows))
-    return replace(plan, training=replace(plan.training, epochs=epochs), evaluations=1)
+    batch = plan.training.batch_size
+    task = _fewer(plan.task, max(steps * batch, 64))
+    rows = len(task.rows(*plan.train_splits).y)
+    epochs = max(1, round(steps * batch / rows))
+    return replace(plan, task=task, training=replace(plan.training, epochs=epochs), evaluations=1)
 
 
-def _timed(trainer: Trainer, points: Sequence[Point], lanes: int) -> float:
+def _fewer(task: Task, rows: int) -> Task:
+    def first(split: Split, most: int) -> Split:
+        return Split(x=split.x[:most], y=split.y[:most])
+
+    return replace(
+        task, train=first(task.train, rows), outer=first(task.outer, rows // 4), selection=first(task.selection, rows)
+    )
+
+
+def _timed(trainer: Trainer, points: Sequence[Point], lanes: int, least: int) -> float:
     """Seconds per lane of one short training, the better of two, over the same points whatever the lane count."""
-    groups = [points[i : i + lanes] for i in range(0, min(len(points), max(lanes, 16)), lanes)]
+    groups = [points[i : i + lanes] for i in range(0, min(len(points), max(lanes, least)), lanes)]
     found = []
     for _ in range(2):
         began = time.perf_counter()
@@ -89,10 +126,9 @@ def _memory(plan: Plan, points: Sequence[Point]) -> float:
     """Bytes that a bundle of these points needs, roughly from above."""
     assert plan.network is not None
     assert plan.task is not None
-    sizes = plan.network.maxima(plan.space)
-    weights = float(plan.network.costs(sizes, plan.task.inputs, plan.task.outputs)["parameters"])
-    activations = 4.0 * sum(sizes) * plan.training.batch_size
-    return 4.0 * len(points) * plan.seeds * (10.0 * weights + activations)
+    costs = plan.costs.of(plan.network.named(plan.network.maxima(plan.space)))
+    activations = 4.0 * float(costs["activation_bytes"]) * plan.training.batch_size
+    return len(points) * plan.seeds * (40.0 * float(costs["parameters"]) + activations)
 
 
 def _free_memory(device: torch.device) -> float:

@@ -1,6 +1,6 @@
 """One bundle of fused trials on its way: lanes, data order, architecture, evaluation and ledger.
 
-Legend of shape suffixes: K lanes, G gates, B batch, I 1 + inputs, O outputs, R rows.
+Legend of shape suffixes: K lanes, G gates, B batch, O outputs, R rows.
 """
 
 from __future__ import annotations
@@ -8,48 +8,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from search_spaces.cost import mlp_flops, mlp_training_flops
-from search_spaces.parameters import Real
-from trials.hypergradients.moves import Moves, annealed
-from trials.lanes.dense import DenseLanes, DenseShape
-from trials.lanes.gated import GatedLanes
+from search_spaces import Point, Value
+from search_spaces.parameters import Width
+from trials.architecture import Architecture
+from trials.augment import augment_noise, augmented
+from trials.batches import Rows
+from trials.lanes.making import make
 from trials.metrics import measure
 from trials.noise import data_order
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
-from trials.tasks import Split
 from trials.training import LANE, Training
 
 TRAJECTORY = 24  # how often the architecture is reported while a gradient moves it
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A split on the device: inputs with a leading column of ones, labels, and targets as rows."""
-
-    x_RI: Tensor
-    y_R: Tensor
-    y_RO: Tensor
-
-    def batch(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some rows."""
-        return self.x_RI.index_select(0, rows_B), self.y_RO.index_select(0, rows_B)
-
-
-def prepared(split: Split, outputs: int, device: torch.device) -> Rows:
-    """A split's tensors."""
-    x_RI = functional.pad(torch.from_numpy(split.x), (1, 0), value=1.0).to(device)
-    y_R = torch.from_numpy(split.y).to(device)
-    y_RO = functional.one_hot(y_R, outputs).float() if y_R.dtype == torch.int64 else y_R.float().unsqueeze(1)
-    return Rows(x_RI.contiguous(), y_R, y_RO.contiguous())
 
 
 def lane_rule(plan: Plan, training: Training, trials: Sequence[Trial]) -> tuple[Rule, dict[str, Tensor]]:
@@ -94,54 +71,30 @@ class FusedRun:
 
     def _begin(self) -> None:
         plan, trials = self.plan, [trial for trial, _ in self.lanes]
-        shape = DenseShape(
-            inputs=self.task.inputs,
-            outputs=self.task.outputs,
-            activation=str(trials[0].point.get("activation", self.network.activation)),
-            loss="cross_entropy" if self.task.kind == "classification" else "mse",
-        )
         rule, hyper = lane_rule(plan, self.training, trials)
-        identities = [(plan.seed, trial.number, replicate) for trial, replicate in self.lanes]
+        self.identities = [(plan.seed, trial.number, replicate) for trial, replicate in self.lanes]
         points = [trial.point if plan.fractional else plan.rounded(trial.point) for trial in trials]
-        sizes = [self.network.sizes(point) for point in points]
-        self.sizes_KG = torch.tensor(sizes, dtype=torch.float64).reshape(len(sizes), -1)
-        self._moved = {name: p for name, p in plan.space.moved().items() if name in trials[0].point}
-        self.gated: GatedLanes | None = None
-        if plan.fractional:
-            maxima, kind = self.network.maxima(plan.space), self._membership()
-            self.gated = GatedLanes(
-                shape, maxima, self.batch, membership=kind, tau=self.network.tau, device=self.device
-            )
-            self.gated.begin(identities, self.sizes_KG, rule, hyper)
-            self.moves = self._moves()
-        else:
-            self.dense = DenseLanes(shape, [[int(n) for n in lane] for lane in sizes], self.batch, device=self.device)
-            self.dense.initialise(identities)
-            self.dense.attach(rule, hyper)
+        self._points = points
+        self.program, widths = make(plan, points, self.identities, rule, hyper, self.batch, self.device)
+        self.architecture: Architecture | None = None
+        if widths is not None:
+            self.architecture = Architecture(plan, self.program, widths, self.identities)
         self._set_rates()
 
-    def _membership(self) -> str:
-        if self.network.membership != "auto":
-            return self.network.membership
-        return "band" if self.plan.gradient else "interval"
-
-    def _moves(self) -> Moves:
-        scales = [
-            (p.low, p.high, p.log) if isinstance(p := self._moved.get(gate), Real) else (1.0, 1.0, False)
-            for gate in self.network.gates
-        ]
-
-        def cost(sizes: list[Tensor]) -> Mapping[str, Tensor]:
-            return self.network.costs(sizes, self.task.inputs, self.task.outputs)
-
-        return Moves(self.plan.method, scales, self.sizes_KG, self.plan.bounds, cost)
+    @property
+    def sizes_KG(self) -> Tensor:
+        """The real sizes of every lane."""
+        if self.architecture is not None:
+            return self.architecture.widths.sizes_KG
+        sizes = [self.network.sizes(point) for point in self._points]
+        return torch.tensor(sizes, dtype=torch.float64).reshape(len(sizes), -1)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[Report | Outcome]:
         """Trains to the end, or until the bundle's time is up; reports at even steps, then one outcome per trial."""
-        # inference mode spares every call autograd's bookkeeping, a tenth of the time; what it makes has no gradients
-        mode = torch.no_grad if self.plan.gradient else torch.inference_mode
+        # inference mode spares dense lanes autograd's bookkeeping, a tenth of the time; what it makes has no gradients
+        mode = torch.inference_mode if self.data.dense and not self.plan.gradient else torch.no_grad
         return mode()(self._trained)()
 
     def _trained(self) -> Iterator[Report | Outcome]:
@@ -156,17 +109,37 @@ class FusedRun:
                 if self._out_of_time():
                     yield from (self._outcome(i, step, {}) for i in range(len(self.bundle.trials)))
                     return
-                if self._moves_at(step):
-                    self._move(step, outer_order[step])
-                self._lanes().step(*self.data.batch(order[step]))
-                self.flops_K += self._rate_K
-                self.executed_K += self._executed_rate_K
+                self._step(step, order, outer_order)
             done = stop
             metrics = self._measured() if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
+        metrics |= self._measured_whole(metrics)
         for i in range(len(self.bundle.trials)):
             yield self._outcome(i, done, metrics)
+
+    def _step(self, step: int, order: Tensor, outer_order: Tensor) -> None:
+        if self.architecture is not None:
+            if self._moves_at(step):
+                self.architecture.move(step, step / self.steps, *self.outer.batch(outer_order[step]))
+                self.executed_K += self._executed_rate_K  # one more pass there and back, less the weights' gradients
+                self._set_rates()
+            self.architecture.draw(step)
+        x, y_BO = self.data.batch(order[step])
+        self.program.step(self._varied(x, step), y_BO)
+        self.flops_K += self._rate_K
+        self.executed_K += self._executed_rate_K
+
+    def _varied(self, x_BCHW: Tensor, step: int) -> Tensor:
+        """Images as each lane sees them at a step, [K, B, C, H, W], where they vary."""
+        if not self.plan.augmented:
+            return x_BCHW
+        noise_KB3 = torch.stack(
+            [augment_noise(seed, number, replicate, step, self.batch) for seed, number, replicate in self.identities]
+        )
+        x_KBCHW = x_BCHW.expand(len(self.identities), *x_BCHW.shape)
+        varied: Tensor = augmented(x_KBCHW, noise_KB3.to(self.device), self.task.augment)
+        return varied
 
     def _evenly(self, times: int) -> set[int]:
         """Steps at even distances, the last one included."""
@@ -176,9 +149,6 @@ class FusedRun:
         places = data_order(self.plan.seed, len(rows.y_R), self.batch, self.steps, purpose)
         return torch.from_numpy(places).to(self.device)
 
-    def _lanes(self) -> DenseLanes:
-        return self.dense if self.gated is None else self.gated.dense
-
     def _out_of_time(self) -> bool:
         seconds = self.bundle.seconds
         return seconds is not None and time.perf_counter() - self.clock > seconds
@@ -187,35 +157,50 @@ class FusedRun:
         method = self.plan.method
         return self.plan.gradient and step >= method.warmup and (step - method.warmup) % method.every == 0
 
-    def _move(self, step: int, rows_B: Tensor) -> None:
-        """One step of the architecture."""
-        assert self.gated is not None
-        with torch.enable_grad():
-            gradient_KG = self.gated.size_gradients(*self.outer.batch(rows_B))
-            self.sizes_KG = self.moves.step(gradient_KG)
-        self.executed_K += self._executed_rate_K  # one more pass forward and back, less the weights' own gradients
-        self.gated.tau = annealed(self.network.tau, self.network.tau_end, step / self.steps)
-        self.gated.set(self.sizes_KG)
-        self._set_rates()
-
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def _set_rates(self) -> None:
-        def rate(sizes: Sequence[float]) -> float:
-            return self.batch * float(mlp_training_flops(self.task.inputs, sizes, self.task.outputs))
+        """FLOPs of one step, lane by lane: at the live sizes, and as laid out."""
 
-        self._rate_K = np.array([rate(lane) for lane in self.sizes_KG.tolist()])
-        self._executed_rate_K = np.array([rate(lane) for lane in self._lanes().sizes])
+        def rate(sizes_KG: Tensor) -> np.ndarray:
+            one = self._cost(self.plan.costs.training_flops, sizes_KG)
+            return one * self.batch
+
+        self._rate_K = rate(self.sizes_KG)
+        self._executed_rate_K = rate(self._laid_KG())
+        self._forward_K = self._cost(self.plan.costs.flops, self._laid_KG())
+
+    def _laid_KG(self) -> Tensor:
+        laid = torch.tensor(self.program.sizes, dtype=torch.float64)
+        return laid.reshape(len(self.program.sizes), -1)
+
+    def _cost(self, of: Callable[[Mapping[str, Tensor]], Tensor | float], sizes_KG: Tensor) -> np.ndarray:
+        found = of(self.network.named(list(sizes_KG.unbind(1))))
+        return np.broadcast_to(np.asarray(found, dtype=np.float64), (len(sizes_KG),))
 
     def _measured(self) -> dict[str, np.ndarray]:
-        rows = self.scored
-        logits_KOR = self._lanes().predict(rows.x_RI)
-        self.executed_K += [
-            len(rows.y_R) * mlp_flops(self.task.inputs, lane, self.task.outputs) for lane in self._lanes().sizes
-        ]
+        if self.architecture is not None:
+            self.architecture.settle()
+        return self._scores()
+
+    def _scores(self) -> dict[str, np.ndarray]:
+        logits_KOR = torch.cat([self.program.predict(x) for x in self.scored.chunks()], 2)
+        self.executed_K += len(self.scored.y_R) * self._forward_K
         prefix = "test_" if self.plan.scored == "test" else "val_"
-        found = measure(self.task.kind, logits_KOR, rows.y_R, prefix)
+        found = measure(self.task.kind, logits_KOR, self.scored.y_R, prefix)
         return {name: values_K.cpu().numpy() for name, values_K in found.items()}
+
+    def _measured_whole(self, metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The value at whole sizes with the weights as they are, and what it lost against the real sizes."""
+        if self.plan.metric not in metrics:
+            return {}
+        value_K = rounded_K = metrics[self.plan.metric]
+        if self.architecture is not None and self.plan.fractional:
+            whole = [self.plan.rounded(self._point(i)) for i in range(len(self.bundle.trials))]
+            sizes = [self.network.sizes(point) for point in whole for _ in range(self.plan.seeds)]
+            self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
+            rounded_K = self._scores()[self.plan.metric]
+        return {"rounded_value": rounded_K, "discretisation_gap": rounded_K - value_K}
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
@@ -228,11 +213,30 @@ class FusedRun:
             device_s=share,
         )
 
-    def _architecture(self, i: int) -> dict[str, float]:
+    def _architecture_of(self, i: int) -> dict[str, float]:
         if not self.plan.gradient:
             return {}
         sizes_G = self._of(i, self.sizes_KG.numpy()).mean(0)
-        return {gate: float(n) for gate, n in zip(self.network.gates, sizes_G, strict=True)}
+        return {gate: float(n) for gate, n in self.network.named(sizes_G).items()}
+
+    def _point(self, i: int) -> Point:
+        """Where a trial's point is now: what moved, within its range."""
+        point = self.bundle.trials[i].point
+        moved = self.plan.space.moved()
+
+        def now(name: str, value: Value) -> Value:
+            parameter = moved.get(name)
+            if name not in sizes or not isinstance(parameter, Width):
+                return value
+            return min(max(sizes[name], parameter.low), parameter.high)
+
+        sizes = self._architecture_of(i)
+        return {name: now(name, value) for name, value in point.items()}
+
+    def _costs_of(self, point: Point) -> dict[str, float]:
+        costs = self.plan.costs.of(self.network.named(self.network.sizes(point)))
+        # `flops` is what a trial spent
+        return {"forward_flops" if name == "flops" else name: float(cost) for name, cost in costs.items()}
 
     def _means(self, i: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {name: float(self._of(i, values_K).mean()) for name, values_K in metrics.items()}
@@ -244,17 +248,15 @@ class FusedRun:
             attempt=self.bundle.attempt,
             step=step,
             metrics=self._means(i, metrics),
-            architecture=self._architecture(i),
+            architecture=self._architecture_of(i),
             spent=self._spent(i),
         )
 
     def _outcome(self, i: int, step: int, metrics: Mapping[str, np.ndarray]) -> Outcome:
-        trial, means = self.bundle.trials[i], self._means(i, metrics)
-        point = {**trial.point, **{gate: n for gate, n in self._architecture(i).items() if gate in self._moved}}
+        trial, means, point = self.bundle.trials[i], self._means(i, metrics), self._point(i)
         value = means.get(self.plan.metric, math.nan)
         finite = math.isfinite(value)
         rounded = self.plan.rounded(point)
-        costs = self.network.costs(self.network.sizes(rounded), self.task.inputs, self.task.outputs)
         ending = Ending.COMPLETE if finite else Ending.NAN if metrics else Ending.CANCELLED
         return outcome_of(
             trial,
@@ -262,7 +264,7 @@ class FusedRun:
             ending,
             point=point,
             value=value if finite else None,
-            metrics={**means, "parameters": float(costs["parameters"])} if means else {},
+            metrics={**means, **self._costs_of(rounded)} if means else {},
             rounded=rounded,
             step=step,
             spent=self._spent(i),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from search_spaces import Point
-from search_spaces.cost import mlp_flops, mlp_training_flops
 from trials.plan import Plan
 
 
@@ -14,10 +13,12 @@ def most_flops(plan: Plan, point: Point) -> float:
     training = plan.training.at(point)
     steps = training.steps(len(plan.task.rows(*plan.train_splits).y))
     sizes = plan.network.maxima(plan.space) if plan.fractional else plan.network.sizes(plan.rounded(point))
-    step = training.batch_size * mlp_training_flops(plan.task.inputs, sizes, plan.task.outputs)
+    named = plan.network.named(sizes)
+    step = training.batch_size * plan.costs.training_flops(named)
     moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0
-    rows = len(plan.task.rows(plan.scored).y) * min(plan.evaluations, steps)
-    forward = mlp_flops(plan.task.inputs, sizes, plan.task.outputs)
+    measured = min(plan.evaluations, steps) + plan.fractional  # once more at whole sizes
+    rows = len(plan.task.rows(plan.scored).y) * measured
+    forward = plan.costs.flops(named)
     return float(plan.seeds * ((steps + moves) * step + rows * forward))
 
 

@@ -47,6 +47,11 @@ def normal(key: int, rows: int, columns: int, device: torch.device | str = "cpu"
     return radius.mul_(angle.cos_()).float()
 
 
+def uniform(key: int, rows: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers spread evenly over [0, 1), float32 [rows, columns]."""
+    return (_shifted(bits(key, rows, columns, device), 40) & 0xFFFFFF).float().mul_(2.0**-24)
+
+
 def data_order(seed: int, rows: int, batch: int, steps: int, purpose: str = "order") -> np.ndarray:
     """The rows of every step's batch, int64 [steps, batch]: a function of (seed, purpose, step) alone.
 

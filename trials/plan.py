@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces import Point, Space
-from search_spaces.networks import MLP
+from search_spaces.cost import Costs
+from search_spaces.networks import Network
 from search_spaces.rounding import excess, round_within
 from trials.hypergradients.method import Method
-from trials.tasks import Task
+from trials.tasks import Augment, Task
 from trials.training import Training
 
 
@@ -19,13 +20,14 @@ class Plan:
     """A fused search has a `task` and a `network`; a search over plain Python has an `objective` instead.
 
     `metric` and `mode` say what a trial's value is; `bounds` maps a cost to its greatest value; `evaluations` is how
-    often a training is measured on the split `scored`, the end included.
+    often a training is measured on the split `scored`, the end included; `way` is how lanes of networks other than
+    multi-layer perceptrons run (`trials.training.WAYS`).
     """
 
     space: Space
     training: Training = field(default_factory=Training)
     task: Task | None = None
-    network: MLP | None = None
+    network: Network | None = None
     objective: Callable[[Any], Any] | None = None
     method: Method = field(default_factory=Method)
     metric: str = "val_error"
@@ -33,9 +35,22 @@ class Plan:
     bounds: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
     realise: str = "auto"
+    way: str = "per_lane"
     evaluations: int = 4
     scored: str = "selection"
     seed: int = 0
+
+    @property
+    def costs(self) -> Costs:
+        """The network's costs as a function of its gates' sizes."""
+        assert self.network is not None
+        assert self.task is not None
+        return self.network.costs(self.task.shape, self.task.outputs)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether train images vary from step to step."""
+        return self.task is not None and self.task.augment != Augment()
 
     @property
     def gradient(self) -> bool:
@@ -56,11 +71,10 @@ class Plan:
         """The point with whole sizes that meet the bounds."""
         if self.network is None or self.task is None:
             return dict(point)
-        return round_within(self.network, point, self.bounds, self.task.inputs, self.task.outputs, self.space)
+        return round_within(self.network, point, self.bounds, self.costs, self.space)
 
     def excess(self, point: Point) -> float:
         """By what share the rounded network at `point` overshoots the bounds; at most 0 when it meets them all."""
         if self.network is None or self.task is None or not self.bounds:
             return 0.0
-        whole = self.network.rounded(point)
-        return excess(self.network, whole, self.bounds, self.task.inputs, self.task.outputs)
+        return excess(self.network, self.network.rounded(point), self.bounds, self.costs)

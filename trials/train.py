@@ -18,7 +18,9 @@ from collections.abc import Iterator
 
 import torch
 
-from trials.fused import FusedRun, Rows, prepared
+from trials.batches import Rows
+from trials.fused import FusedRun
+from trials.lanes.making import is_dense
 from trials.objective import call_objective
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Report, outcome_of
@@ -46,7 +48,8 @@ class Trainer:
         """Splits joined and on the device, prepared once."""
         if splits not in self._splits:
             assert self.plan.task is not None
-            self._splits[splits] = prepared(self.plan.task.rows(*splits), self.plan.task.outputs, self.device)
+            dense = is_dense(self.plan)
+            self._splits[splits] = Rows.of(self.plan.task, *splits, dense=dense, device=self.device)
         return self._splits[splits]
 
 

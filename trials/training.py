@@ -27,6 +27,7 @@ LANE: dict[str, tuple[float, float, bool]] = {
     "beta1": (0.0, 1.0, False),
     "beta2": (0.0, 1.0, False),
 }
+WAYS = ("per_lane", "grouped", "unfolded")  # of running lanes with convolutions (`trials.lanes.program`)
 STRUCTURAL = ("optimizer", "nesterov", "batch_size", "epochs")
 
 

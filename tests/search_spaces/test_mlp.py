@@ -19,12 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import Space
 from search_spaces.cost import mlp_flops, mlp_parameters, mlp_training_flops
-from search_spaces.mlp import ACTIVATION_MODULES, GatedMLP, materialise
+from search_spaces.materialise import plain
+from search_spaces.mlp import ACTIVATION_MODULES, GatedMLP
 from search_spaces.networks import ACTIVATIONS, MLP
 from search_spaces.rounding import excess, round_within
 from search_spaces.width import WidthGate, gates_of
-from trials.lanes.vmapped import VmappedLanes
-from trials.optimisers import Rule
 
 INPUTS, OUTPUTS, BATCH = 5, 3, 16
 
@@ -127,9 +126,9 @@ def test_gradient_flow_conserves_the_difference_of_squares() -> None:
 def test_masked_is_the_narrow_network(activation: str, maxima: tuple[int, ...], sizes: tuple[float, ...]) -> None:
     """At whole sizes: the same outputs, the same gradients, and masked weights whose gradient is exactly 0."""
     network = gated(maxima, sizes, activation)
-    narrow = materialise(network)
+    narrow = plain(network, data()[0])
     x_BD, _ = data()
-    linears = [layer for layer in narrow if isinstance(layer, nn.Linear)]
+    linears = [layer for layer in narrow.modules() if isinstance(layer, nn.Linear)]
     assert [layer.out_features for layer in linears] == [*sizes, OUTPUTS]
     torch.testing.assert_close(network(x_BD), narrow(x_BD), rtol=1e-13, atol=1e-14)
     loss_of(network).backward()
@@ -145,7 +144,7 @@ def test_masked_is_the_narrow_network(activation: str, maxima: tuple[int, ...], 
 
 def test_what_is_materialised_is_a_copy_at_the_nearest_whole_sizes() -> None:
     network = gated((8, 6), (2.5, 5.49))
-    narrow = materialise(network)
+    narrow = plain(network, data()[0])
     assert [tuple(p.shape) for p in narrow.parameters()] == [(3, 5), (3,), (5, 3), (5,), (3, 5), (3,)]
     before = network.linears[0].weight.clone()
     for parameter in narrow.parameters():
@@ -161,41 +160,6 @@ def test_a_gate_along_channels() -> None:
         assert torch.equal(gate(x)[:, k], x[:, k] * m)
 
 
-def test_stacked_lanes_equal_the_loop() -> None:
-    """Lanes of different sizes and rates under vmap, and each alone with torch's own Adam, after 50 steps: equal to
-    5e-7 at the usual rate of 1e-3, and in proportion (Adam's steps, and their rounding, have the size of the rate)."""
-    torch.manual_seed(0)
-    sizes, rates = torch.tensor([[3.0, 6.0], [8.0, 1.0], [4.5, 2.25]]), torch.tensor([1e-2, 3e-3, 1e-3])
-    lanes = VmappedLanes(GatedMLP(INPUTS, (8, 6), OUTPUTS), functional.cross_entropy, 3)
-    rule = Rule(kind="adam", uses=frozenset({"lr", "beta1", "beta2"}))
-    lanes.attach(rule, {"lr": rates, "beta1": torch.full((3,), 0.9), "beta2": torch.full((3,), 0.999)})
-    alone = []
-    for k in range(3):
-        network = GatedMLP(INPUTS, (8, 6), OUTPUTS)
-        for name, parameter in network.named_parameters():
-            if name in lanes.views:
-                lanes.views[name][k] = parameter.detach()
-        for i, gate in enumerate(gates_of(network).values()):
-            gate.n.data.copy_(sizes[k, i])
-            gate.n.requires_grad_(False)
-            lanes.sizes[f"gates.{i}.n"][k] = sizes[k, i]
-        trained = [p for p in network.parameters() if p.requires_grad]
-        alone.append((network, torch.optim.Adam(trained, lr=float(rates[k]))))
-    for step in range(50):
-        x_BD, y_B = data(step)
-        lanes.step(x_BD.float(), y_B)
-        for network, optimiser in alone:
-            optimiser.zero_grad()
-            functional.cross_entropy(network(x_BD.float()), y_B).backward()
-            optimiser.step()
-    for k, (network, _) in enumerate(alone):
-        for name, parameter in network.named_parameters():
-            if name in lanes.views:
-                torch.testing.assert_close(
-                    lanes.views[name][k], parameter.detach(), rtol=0, atol=5e-4 * float(rates[k])
-                )
-
-
 # -- cost --------------------------------------------------------------------------------------------------------------
 
 SIZES = [(), (1,), (7,), (4, 9), (12, 3, 5)]
@@ -203,7 +167,7 @@ SIZES = [(), (1,), (7,), (4, 9), (12, 3, 5)]
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_costs_equal_real_counts(sizes: tuple[int, ...]) -> None:
-    network = materialise(gated(sizes, sizes))
+    network = plain(gated(sizes, sizes), data()[0])
     x_BD, y_B = data()
     assert mlp_parameters(INPUTS, sizes, OUTPUTS) == sum(p.numel() for p in network.parameters())
     with FlopCounterMode(display=False) as forward:
@@ -230,15 +194,15 @@ def test_gradients_of_costs_equal_finite_differences(cost: Any, sizes: tuple[flo
 
 def test_costs_have_a_lane_axis_where_sizes_do() -> None:
     sizes = torch.tensor([[3.0, 5.0], [7.0, 2.0]], dtype=torch.float64)
-    costs = MLP(layers=2).costs(list(sizes.unbind(1)), INPUTS, OUTPUTS)
+    costs = MLP(layers=2).costs((INPUTS,), OUTPUTS).of(MLP(layers=2).named(sizes.unbind(1)))
     for k in range(2):
-        alone = MLP(layers=2).costs(sizes[k].tolist(), INPUTS, OUTPUTS)
+        alone = MLP(layers=2).costs((INPUTS,), OUTPUTS).of(MLP(layers=2).named(sizes[k].tolist()))
         assert {name: float(values[k]) for name, values in costs.items()} == alone
 
 
 # -- rounding ----------------------------------------------------------------------------------------------------------
 
-widths = st.floats(1, 40)
+COSTS = MLP().costs((64,), 10)
 
 
 @given(
@@ -253,14 +217,15 @@ def test_rounding_meets_the_bound_and_shrinks_as_little_as_needed(
     space = Space.from_dict({f"width.{i}": {"type": "width", "low": low, "high": 40} for i, low in enumerate(lows)})
     point = {f"width.{i}": low + u * (40 - low) for i, (low, u) in enumerate(zip(lows, places, strict=True))}
     network = MLP(layers=2)
+    costs = network.costs((INPUTS,), OUTPUTS)
 
     def value(sizes: list[int]) -> float:
-        return float(network.costs(sizes, INPUTS, OUTPUTS)[cost])
+        return float(costs.of(network.named(sizes))[cost])
 
     def shrunk(factor: float) -> list[int]:
         return [int(max(n * factor, math.ceil(low)) + 0.5) for n, low in zip(point.values(), lows, strict=True)]
 
-    rounded = round_within(network, {**point, "lr": 0.5}, {cost: bound}, INPUTS, OUTPUTS, space)
+    rounded = round_within(network, {**point, "lr": 0.5}, {cost: bound}, costs, space)
     sizes = [rounded[f"width.{i}"] for i in range(2)]
     assert rounded["lr"] == 0.5
     assert all(type(n) is int and math.ceil(low) <= n <= 40 for n, low in zip(sizes, lows, strict=True))
@@ -278,18 +243,18 @@ def test_rounding_meets_the_bound_and_shrinks_as_little_as_needed(
 def test_sizes_that_meet_their_bounds_stay_as_they_are() -> None:
     space = Space.from_dict({f"width.{i}": {"type": "width", "low": 4, "high": 128} for i in range(2)})
     point = {"width.0": 17, "width.1": 5, "lr": 0.1}
-    assert round_within(MLP(), point, {"parameters": 6000}, 64, 10, space) == point
-    assert round_within(MLP(), point, {}, 64, 10, space) == point
+    assert round_within(MLP(), point, {"parameters": 6000}, COSTS, space) == point
+    assert round_within(MLP(), point, {}, COSTS, space) == point
     exact = (64 + 1) * 17 + 18 * 5 + 6 * 10
-    assert round_within(MLP(), point, {"parameters": exact}, 64, 10, space) == point
-    below = round_within(MLP(), point, {"parameters": exact - 1}, 64, 10, space)
+    assert round_within(MLP(), point, {"parameters": exact}, COSTS, space) == point
+    below = round_within(MLP(), point, {"parameters": exact - 1}, COSTS, space)
     assert below["width.0"] == 16
-    assert excess(MLP(), point, {"parameters": exact, "flops": 1.0}, 64, 10) == mlp_flops(64, (17, 5), 10) - 1.0
+    assert excess(MLP(), point, {"parameters": exact, "flops": 1.0}, COSTS) == mlp_flops(64, (17, 5), 10) - 1.0
 
 
 def test_layers_on_which_the_space_is_silent_keep_the_networks_width() -> None:
     space = Space.from_dict({"width.0": {"type": "width", "low": 4, "high": 128}})
-    rounded = round_within(MLP(width=20), {"width.0": 100.0}, {"parameters": 2000}, 64, 10, space)
+    rounded = round_within(MLP(width=20), {"width.0": 100.0}, {"parameters": 2000}, COSTS, space)
     assert rounded["width.1"] == 20
     assert (
         mlp_parameters(64, (rounded["width.0"], 20), 10) <= 2000 < mlp_parameters(64, (rounded["width.0"] + 1, 20), 10)

@@ -140,8 +140,8 @@ def test_a_dry_run_shows_a_spec_that_runs_and_writes_nothing(
     assert main(["run", "iris.yaml", "--dry-run", "--store", "st", "--set", "budget.trials=12"]) == 0
     text = capsys.readouterr().out
     assert "# a generation: 4 points" in text
-    assert f"4-2-3, {5 * 2 + 3 * 3} parameters" in text  # widths 2 and 16, worked out by hand
-    assert f"4-16-3, {5 * 16 + 17 * 3} parameters" in text
+    assert f"width.0 2; {5 * 2 + 3 * 3} parameters" in text  # widths 2 and 16, worked out by hand
+    assert f"width.0 16; {5 * 16 + 17 * 3} parameters" in text
     assert not (tmp_path / "st").exists()
     (tmp_path / "again.yaml").write_text(text)
     assert main(["run", "again.yaml", "--dry-run", "-o", "json"]) == 0

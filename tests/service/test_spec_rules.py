@@ -137,8 +137,8 @@ REFUSED = [
     ({"objective": {"mode": "maximise"}}, "objective.mode: unknown mode 'maximise'. Did you mean 'max'?"),
     ({"constraints": {"parameter": {"max": 5}}}, "constraints: unknown bound 'parameter'. Did you mean 'parameters'?"),
     (
-        {"constraints": {"activation_bytes": {"max": 5}}},
-        "constraints.activation_bytes: is not known yet; bound parameters or",
+        {"constraints": {"latency_ms": {"max": 5}}},
+        "constraints.latency_ms: is not known yet; bound parameters or",
     ),
     ({"constraints": {"latency_ms": {"max": 5}}}, "constraints.latency_ms: is not known yet"),
     ({"constraints": {"flops": {"max": 0}}}, "constraints.flops.max: must be a number above 0, but got 0."),

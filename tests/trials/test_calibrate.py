@@ -24,11 +24,15 @@ def plan():
     return Plan(space=SPACE, task=load("uci/iris"), network=MLP(layers=1), training=Training(epochs=3))
 
 
+def up_to(most):
+    return [lanes for lanes in CANDIDATES if lanes <= most]
+
+
 def on_curve(monkeypatch, curve):
     """Seconds per lane as `curve` says; returns the lane counts that were tried."""
     tried = []
 
-    def timed(trainer, points, lanes):
+    def timed(trainer, points, lanes, least):
         tried.append(lanes)
         return curve(lanes)
 
@@ -38,48 +42,48 @@ def on_curve(monkeypatch, curve):
 
 def test_the_fastest_per_lane_wins(plan, monkeypatch):
     on_curve(monkeypatch, lambda lanes: abs(lanes - 16) + 1.0)
-    found = calibrate(plan, most=256)
+    found = calibrate(plan, up_to(256))
     assert found.lanes == 16
-    assert found.seconds[16] == min(found.seconds.values())
+    assert found.seconds["dense"][16] == min(found.seconds["dense"].values())
 
 
 def test_one_lane_is_an_answer_and_what_gets_worse_is_not_followed(plan, monkeypatch):
     tried = on_curve(monkeypatch, lambda lanes: float(lanes))
-    assert calibrate(plan, most=256).lanes == 1
+    assert calibrate(plan, up_to(256)).lanes == 1
     assert tried == [1, 2, 4]
 
 
 def test_of_nearly_equal_counts_the_smallest_wins(plan, monkeypatch):
     on_curve(monkeypatch, lambda lanes: {1: 2.0, 2: 1.5, 4: 1.02, 8: 1.0}.get(lanes, 1.01))
-    assert calibrate(plan, most=64).lanes == 4
+    assert calibrate(plan, up_to(64)).lanes == 4
 
 
 def test_no_more_than_a_worker_can_be_given(plan, monkeypatch):
     tried = on_curve(monkeypatch, lambda lanes: 1.0 / lanes)
-    assert calibrate(plan, most=10).lanes == 8
+    assert calibrate(plan, up_to(10)).lanes == 8
     assert tried == [1, 2, 4, 8]
 
 
 def test_what_would_not_fit_into_memory_is_not_tried(plan, monkeypatch):
     inputs, outputs, width, batch = 4, 3, 16, 64
     weights = (inputs + 1) * width + (width + 1) * outputs
-    a_lane = 4.0 * (10 * weights + 4 * width * batch)  # weights, gradients, state and scratch; four activations a unit
+    a_lane = 40 * weights + 4.0 * 4 * (2 * width + outputs) * batch  # weights, gradients, state; activations four times
     tried = on_curve(monkeypatch, lambda lanes: 1.0 / lanes)
     monkeypatch.setattr(measuring, "_free_memory", lambda device: a_lane * 5 / measuring.MEMORY_SHARE)
-    assert calibrate(plan, most=256).lanes == 4
+    assert calibrate(plan, up_to(256)).lanes == 4
     assert tried == [1, 2, 4]
     monkeypatch.setattr(measuring, "_free_memory", lambda device: 1.0)
-    assert calibrate(plan, most=256).lanes == 1
+    assert calibrate(plan, up_to(256)).lanes == 1
 
 
 def test_measuring_for_real_chooses_a_candidate_and_says_what_it_cost(plan):
-    found = calibrate(plan, most=4)
+    found = calibrate(plan, up_to(4))
     assert found.lanes in CANDIDATES
     assert found.lanes <= 4
-    assert set(found.seconds) <= {1, 2, 4}
-    assert 0 < sum(found.seconds.values()) < found.device_s
+    assert set(found.seconds["dense"]) <= {1, 2, 4}
+    assert 0 < sum(found.seconds["dense"].values()) < found.device_s
 
 
 def test_calls_of_plain_python_are_not_measured():
-    found = calibrate(Plan(space=SPACE, objective=lambda trial: 0.0, metric="value"), most=12)
+    found = calibrate(Plan(space=SPACE, objective=lambda trial: 0.0, metric="value"), (12,))
     assert (found.lanes, found.seconds, found.device_s) == (12, {}, 0.0)

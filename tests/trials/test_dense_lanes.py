@@ -1,7 +1,5 @@
 """The fused program against autograd, torch.optim, the module under vmap, and itself in other company."""
 
-import itertools
-
 import pytest
 import torch
 from torch.nn import functional
@@ -10,7 +8,6 @@ from search_spaces.membership import interval
 from search_spaces.mlp import ACTIVATION_MODULES, GatedMLP, plain_mlp
 from search_spaces.width import gates_of
 from trials.lanes.dense import DenseLanes, DenseShape
-from trials.lanes.vmapped import VmappedLanes
 from trials.optimisers import Rule
 
 INPUTS, OUTPUTS, BATCH = 7, 4, 32
@@ -175,36 +172,40 @@ def test_grouped_lanes_equal_separate_ones(activation):
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATION_MODULES))
-def test_gated_lanes_equal_the_vmapped_module(activation):
-    """Vmapped gates with per-lane Adam are the unfused truth; sizes may be fractional."""
+def test_gated_lanes_equal_modules_trained_one_by_one(activation):
+    """Gated modules under autograd with torch's Adam are the unfused truth; sizes may be fractional."""
     maxima, sizes = (9, 6), torch.tensor([[4.3, 5.0], [8.7, 2.25], [9.0, 6.0]], dtype=torch.float64)
-    module = GatedMLP(INPUTS, maxima, OUTPUTS, activation=activation).double()
-    reference = VmappedLanes(module, functional.cross_entropy, 3)
     rule = Rule(kind="adam", uses=frozenset({"lr", "beta1", "beta2"}))
     hyper = {n: v.double() for n, v in hyperparameters(3).items()}
     lanes = fused([maxima] * 3, activation=activation, rule="adam", dtype=torch.float64, gated=True)
     lanes.attach(rule, hyper)
-    reference.attach(rule, hyper)
-    for i in range(2):
-        reference.sizes[f"gates.{i}.n"] = sizes[:, i]
-    for k, i in itertools.product(range(3), range(3)):
-        reference.views[f"linears.{i}.weight"][k] = lanes.matrices(k)[i][:, 1:]
-        reference.views[f"linears.{i}.bias"][k] = lanes.matrices(k)[i][:, 0]
-    grades = [[interval(sizes[k, i], maxima[i]) for i in range(2)] for k in range(3)]
-    lanes.grade(grades)
+    modules = [GatedMLP(INPUTS, maxima, OUTPUTS, activation=activation).double() for _ in range(3)]
+    adams = []
+    for k, module in enumerate(modules):
+        for linear, matrix in zip(module.linears, lanes.matrices(k), strict=True):
+            linear.weight.data.copy_(matrix[:, 1:])
+            linear.bias.data.copy_(matrix[:, 0])
+        for gate, n in zip(gates_of(module).values(), sizes[k], strict=True):
+            gate.set(float(n))
+        adams.append(RULES["adam"][1](module.linears.parameters(), {n: float(v[k]) for n, v in hyper.items()}))
+        adams[k].param_groups[0]["weight_decay"] = 0.0
+    lanes.grade([[interval(sizes[k, i], maxima[i]) for i in range(2)] for k in range(3)])
     for step in range(50):
         x1, y_rows, x, y = data(dtype=torch.float64, seed=step)
-        found = reference.gradients(x, y)
         by_grade = lanes.grade_gradients(x1, y_rows)
-        for k, i in itertools.product(range(3), range(2)):
-            n = sizes[k, i].clone().requires_grad_()
-            (by_size,) = torch.autograd.grad(interval(n, maxima[i]), n, by_grade[k][i])
-            torch.testing.assert_close(by_size, found[f"gates.{i}.n"][k], rtol=1e-8, atol=1e-11)
         lanes.step(x1, y_rows)
-        reference.step(x, y)
-        for k, i in itertools.product(range(3), range(3)):
-            views = reference.views[f"linears.{i}.bias"][k][:, None], reference.views[f"linears.{i}.weight"][k]
-            torch.testing.assert_close(lanes.matrices(k)[i], torch.cat(views, 1), rtol=1e-6, atol=1e-8)
+        for k, module in enumerate(modules):
+            module.zero_grad()
+            functional.cross_entropy(module(x), y).backward()
+            for i, gate in enumerate(gates_of(module).values()):
+                n = sizes[k, i].clone().requires_grad_()
+                (by_size,) = torch.autograd.grad(interval(n, maxima[i]), n, by_grade[k][i])
+                torch.testing.assert_close(by_size, gate.n.grad, rtol=1e-8, atol=1e-11)
+            adams[k].step()
+            for linear, matrix in zip(module.linears, lanes.matrices(k), strict=True):
+                torch.testing.assert_close(
+                    matrix, torch.cat([linear.bias[:, None], linear.weight], 1), rtol=1e-6, atol=1e-8
+                )
 
 
 def test_a_masked_lane_is_the_narrow_network():

@@ -16,18 +16,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_spaces import Space
+from search_spaces.membership import annealed
 from search_spaces.mlp import ACTIVATION_MODULES
 from search_spaces.networks import ACTIVATIONS, MLP
 from trials.hypergradients import Method
-from trials.hypergradients.moves import Moves, annealed
+from trials.hypergradients.moves import Moves
 from trials.lanes.dense import DenseShape
-from trials.lanes.gated import GatedLanes
+from trials.lanes.gated import DenseProgram
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.records import Bundle, Outcome, Report, Trial
 from trials.tasks import Split, load
 from trials.train import Trainer
 from trials.training import Training
+from trials.widths import GateKind, Widths
 
 INPUTS, OUTPUTS, BATCH, MAXIMUM = 4, 3, 8, 20
 SIZES = [[2.3, 7.75, 11.2], [9.6, 1.5, 4.9]]  # two lanes, up to three layers
@@ -41,6 +43,22 @@ def grade_by_hand(membership: str, n: float, units: int, tau: float) -> Tensor:
         return torch.tensor([min(max(n - k, 0.0), 1.0) for k in range(units)], dtype=torch.float64)
     by_hand = [1 / (1 + math.exp((math.log(k + 0.5) - math.log(n)) / tau)) for k in range(units)]
     return torch.tensor(by_hand, dtype=torch.float64)
+
+
+def dense_program(
+    shape: DenseShape, maxima: tuple[int, ...], sizes: list[list[float]], membership: str
+) -> tuple[DenseProgram, Widths]:
+    """Gated lanes at some real sizes, and their widths."""
+    kinds = [
+        GateKind(name=f"width.{g}", maximum=maximum, membership=membership, scale=(1.0, float(maximum), True))
+        for g, maximum in enumerate(maxima)
+    ]
+    widths = Widths(kinds, torch.tensor(sizes))
+    lanes = DenseProgram(replace(shape, maxima=maxima), BATCH, gated=True, dtype=torch.float64)
+    lanes.begin([(0, k, 0) for k in range(len(sizes))], widths.reach(), sizes)
+    lanes.attach(Rule(), {"lr": torch.linspace(0.1, 0.2, len(sizes))})
+    lanes.regate(widths.grades(), lanes.sizes, widths.sizes_KG)
+    return lanes, widths
 
 
 def loss_by_hand(
@@ -63,15 +81,14 @@ def loss_by_hand(
 def test_size_gradients_equal_finite_differences(membership: str, layers: int, activation: str, loss: str) -> None:
     """One derivative serves both methods: `descent` takes it on training rows, `bilevel` on the outer ones."""
     shape = DenseShape(inputs=INPUTS, outputs=OUTPUTS, activation=activation, loss=loss)
-    lanes = GatedLanes(shape, (MAXIMUM,) * layers, BATCH, membership=membership, dtype=torch.float64)
     sizes = [lane[:layers] for lane in SIZES]
-    lanes.begin([(0, k, 0) for k in range(2)], torch.tensor(sizes), Rule(), {"lr": torch.tensor([0.1, 0.2])})
+    lanes, widths = dense_program(shape, (MAXIMUM,) * layers, sizes, membership)
     x_BI = functional.pad(torch.randn(BATCH, INPUTS, dtype=torch.float64), (1, 0), value=1.0)
     y_BO = torch.randn(BATCH, OUTPUTS, dtype=torch.float64)
     if loss == "cross_entropy":
         y_BO = functional.one_hot(y_BO.argmax(1), OUTPUTS).double()
-    lanes.dense.step(x_BI, y_BO)  # so that biases are not all zero
-    gradient_KG = lanes.size_gradients(x_BI, y_BO)
+    lanes.step(x_BI, y_BO)  # so that biases are not all zero
+    gradient_KG = widths.pull(lanes.grade_gradients(x_BI, y_BO))
     for k, g in np.ndindex(2, layers):
         matrices = [matrix.clone() for matrix in lanes.dense.matrices(k)]
         around = []
@@ -84,18 +101,17 @@ def test_size_gradients_equal_finite_differences(membership: str, layers: int, a
 
 def test_a_size_at_its_maximum_feels_its_last_unit() -> None:
     shape = DenseShape(inputs=INPUTS, outputs=OUTPUTS)
-    lanes = GatedLanes(shape, (6,), BATCH, dtype=torch.float64)
-    lanes.begin([(0, 0, 0)], torch.tensor([[6.0]]), Rule(), {"lr": torch.tensor([0.1])})
+    lanes, widths = dense_program(shape, (6,), [[6.0]], "interval")
     x_BI = functional.pad(torch.randn(BATCH, INPUTS, dtype=torch.float64), (1, 0), value=1.0)
     y_BO = functional.one_hot(torch.arange(BATCH) % OUTPUTS, OUTPUTS).double()
     at, below = (loss_by_hand(lanes.dense.matrices(0), [n], x_BI, y_BO, shape, "interval") for n in (6.0, 6.0 - 1e-6))
-    assert float(lanes.size_gradients(x_BI, y_BO)) == pytest.approx((at - below) / 1e-6, rel=1e-4)
+    assert float(widths.pull(lanes.grade_gradients(x_BI, y_BO))) == pytest.approx((at - below) / 1e-6, rel=1e-4)
 
 
 # -- the step ----------------------------------------------------------------------------------------------------------
 
 
-def no_cost(_: list[Tensor]) -> dict[str, Tensor]:
+def no_cost(_: Tensor) -> dict[str, Tensor]:
     return {}
 
 
@@ -151,7 +167,7 @@ def test_an_outer_rate_of_zero_moves_nothing_bitwise() -> None:
     scales = [(3.0, 128.0, True), (4.0, 128.0, False), (4.0, 128.0, True)]
     for optimizer in ("adam", "sgd"):
         method = replace(SGD, optimizer=optimizer, lr=0.0)
-        moves = moves_of(method, scales, start, bounds={"sum": 50.0}, cost=lambda n: {"sum": n[0] + n[1] + n[2]})
+        moves = moves_of(method, scales, start, bounds={"sum": 50.0}, cost=lambda n: {"sum": n.sum(1)})
         for seed in range(5):
             assert moves.step(torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))).tolist() == start
 
@@ -165,7 +181,7 @@ def test_a_gradient_that_is_not_finite_rests_its_lane_alone(optimizer: str, pois
             [(4.0, 128.0, True)] * 2,
             [[20.0, 30.0], [40.0, 50.0], [60.0, 70.0]],
             bounds={"sum": 50.0},
-            cost=lambda n: {"sum": n[0] + n[1]},
+            cost=lambda n: {"sum": n.sum(1)},
         )
         path = []
         for step in range(8):
@@ -194,7 +210,7 @@ def test_dual_ascent_finds_the_karush_kuhn_tucker_point() -> None:
         [(1.0, 100.0, False)] * 2,
         [[5.0, 90.0], [5.0, 90.0]],
         bounds={"sum": bound},
-        cost=lambda n: {"sum": n[0] + n[1]},
+        cost=lambda n: {"sum": n.sum(1)},
     )
     for _ in range(1500):
         moves.step(moves.n_KG - target)

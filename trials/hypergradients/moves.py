@@ -11,7 +11,6 @@ Legend of shape suffixes: K lanes, G gates, C bounds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -29,7 +28,7 @@ class Moves:
         scales: (low, high, log) of each gate; a gate that does not move has low == high.
         start: the sizes where the lanes begin, [K, G].
         bounds: cost name -> its greatest value.
-        cost: sizes (a list of G tensors [K]) -> cost name -> [K], differentiable.
+        cost: coordinates [K, G] -> cost name -> [K], differentiable.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Moves:
         scales: Sequence[Scale],
         start: Tensor,
         bounds: Mapping[str, float],
-        cost: Callable[[list[Tensor]], Mapping[str, Tensor]],
+        cost: Callable[[Tensor], Mapping[str, Tensor]],
     ) -> None:
         self.method, self.bounds, self.cost = method, dict(bounds), cost
         low, high, log = zip(*scales, strict=True)
@@ -80,7 +79,7 @@ class Moves:
     def _dual_gradient(self, n_KG: Tensor) -> Tensor:
         if not self.bounds:
             return torch.zeros_like(n_KG)
-        costs = self.cost(list(n_KG.unbind(1)))
+        costs = self.cost(n_KG)
         excess_KC = torch.stack([costs[name] / bound - 1.0 for name, bound in self.bounds.items()], 1)
         with torch.no_grad():
             self.dual_KC = (self.dual_KC + self.method.dual_lr * excess_KC).clamp(min=0.0)
@@ -100,8 +99,3 @@ class Moves:
             self._low + u_KG * (self._high - self._low),
         )
         return torch.minimum(torch.maximum(value, self._low), self._high)
-
-
-def annealed(start: float, end: float, share: float) -> float:
-    """A temperature on its way from `start` to `end`, geometric in the share of training done (0 to 1)."""
-    return start * math.exp(min(max(share, 0.0), 1.0) * math.log(end / start))

@@ -17,6 +17,7 @@ Legend of shape suffixes: K lanes, B batch, I 1 + inputs, O outputs, R rows, T a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from search_spaces.parametrisation import REFERENCE, Scaling, scaling
 from trials.lanes.layout import Layout
 from trials.noise import fold, normal
 from trials.optimisers import Optimiser, Rule
@@ -36,12 +38,15 @@ _FUNCTION = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "s
 
 @dataclass(frozen=True, kw_only=True)
 class DenseShape:
-    """What all lanes of a program share. `loss` is cross_entropy, or mse: half the squared error over all outputs."""
+    """What all lanes of a program share. `loss` is cross_entropy, or mse: half the squared error over all outputs.
+    `maxima` are the greatest hidden sizes, which the ntk `parametrisation` is relative to."""
 
     inputs: int
     outputs: int
     activation: str = "relu"
     loss: str = "cross_entropy"
+    parametrisation: str = "sp"
+    maxima: tuple[int, ...] = ()
 
 
 class DenseLanes:
@@ -78,6 +83,7 @@ class DenseLanes:
         self.hidden, self.lanes = len(self.sizes[0]), len(self.sizes)
         widths = [(self.shape.inputs, *lane, self.shape.outputs) for lane in self.sizes]
         self.layout = Layout([[(b, a + 1) for a, b in pairwise(w)] for w in widths], grouped=self.grouped)
+        self._alive_T: Tensor | None = None
         self.weights_T = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
         self.units = [
@@ -136,22 +142,50 @@ class DenseLanes:
             live: each lane's real hidden sizes, where they differ from the sizes laid out.
         """
         self.identities, self.live = list(identities), [tuple(lane) for lane in live or self.sizes]
+        self.now = self.live
         for lane in range(self.lanes):
             self._initialise_lane(lane)
 
     def _initialise_lane(self, lane: int) -> None:
         seed, number, replicate = self.identities[lane]
-        for i, fan_in in enumerate([self.shape.inputs, *self.live[lane]]):
+        for i in range(self.hidden + 1):
             view = self.layout.lane_view(self.weights_T, lane, i)
             drawn = normal(fold(seed, "init", number, replicate, i), view.shape[0], view.shape[1] - 1, self.device)
             view[:, 0] = 0.0
-            view[:, 1:] = drawn.to(self.dtype) * (2.0 / fan_in) ** 0.5
+            view[:, 1:] = drawn.to(self.dtype) * self._scaling(self.live[lane], i, "sgd").std
+
+    def _scaling(self, sizes: Sequence[float], i: int, optimizer: str) -> Scaling:
+        """The scaling of a layer at real hidden sizes."""
+        live = [self.shape.inputs, *sizes, self.shape.outputs]
+        relative = [REFERENCE] * self.hidden if self.shape.parametrisation == "mup" else self.shape.maxima or sizes
+        base = [self.shape.inputs, *relative, self.shape.outputs]
+        return scaling(
+            self.shape.parametrisation,
+            optimizer,
+            fan_in=live[i],
+            base_in=base[i],
+            fan_out=live[i + 1],
+            base_out=base[i + 1],
+            reads=i > 0,
+            writes=i < self.hidden,
+        )
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
         self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
         spread = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
         self.optimiser = Optimiser(rule, spread, self.weights_T)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Learning rates as the parametrisation wants them, and 0 where a weight is no member."""
+        lr_T = self.layout.spread(self.hyper["lr"])
+        if self.shape.parametrisation == "mup":
+            for lane, i in itertools.product(range(self.lanes), range(self.hidden + 1)):
+                found, view = self._scaling(self.now[lane], i, self.rule.kind), self.layout.lane_view(lr_T, lane, i)
+                view[:, 0] *= found.bias_lr
+                view[:, 1:] *= found.weight_lr
+        self.optimiser.hyper["lr"] = lr_T if self._alive_T is None else lr_T * self._alive_T
 
     def matrices(self, lane: int, buffer_T: Tensor | None = None) -> list[Tensor]:
         """A lane's weights (or the same places of another buffer), views [out, 1 + in] with the bias in column 0."""
@@ -185,16 +219,27 @@ class DenseLanes:
 
     def grade(self, grades: Sequence[Sequence[Tensor]]) -> None:
         """Set every unit's grade, `grades[lane][layer]` [units]; units of grade 0 rest, their state is forgotten."""
+        self.sample(grades)
         alive_T = torch.ones_like(self.weights_T)
         for lane, layers in enumerate(grades):
             for i, m in enumerate(layers):
-                self.units[i].lane_view(self._grade[i], lane, 0)[1:] = m.unsqueeze(1)
                 self.layout.lane_view(alive_T, lane, i).mul_((m > 0).unsqueeze(1))
                 self.layout.lane_view(alive_T, lane, i + 1)[:, 1:].mul_(m > 0)
-        self.optimiser.hyper["lr"] = self.layout.spread(self.hyper["lr"]) * alive_T
+        self._alive_T = alive_T
+        self._set_rates()
         for slot, state_T in self.optimiser.state.items():
             if not slot.startswith("power"):
                 state_T.mul_(alive_T)
+
+    def lane_grades(self, lane: int) -> list[Tensor]:
+        """A lane's grades, [units] a layer."""
+        return [units.lane_view(m_T, lane, 0)[1:, 0] for units, m_T in zip(self.units, self._grade, strict=True)]
+
+    def sample(self, grades: Sequence[Sequence[Tensor]]) -> None:
+        """Set every unit's grade for the coming steps; which units rest is left as it is."""
+        for lane, layers in enumerate(grades):
+            for i, m in enumerate(layers):
+                self.units[i].lane_view(self._grade[i], lane, 0)[1:] = m.unsqueeze(1)
 
     def grade_gradients(self, x_BI: Tensor, y_BO: Tensor) -> list[list[Tensor]]:
         """d(lane loss on this batch) / d(grade), `[lane][layer]` [units]; the weights' gradients are left alone."""

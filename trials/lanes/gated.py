@@ -1,14 +1,15 @@
-"""Dense lanes whose sizes are real numbers: memberships become grades, and a gradient reaches the sizes.
+"""Dense lanes as a program: at exact whole sizes, or of real sizes, whose grades a gradient reaches.
 
-    >>> lanes = GatedLanes(shape, maxima=(128, 128), membership="interval", batch=64)
-    >>> lanes.begin(identities, n_KG, rule, hyper)
-    >>> gradient_KG = lanes.size_gradients(x_BI, y_BO)
-    >>> lanes.set(n_KG)
+    >>> lanes = DenseProgram(shape, batch=64, gated=True)
+    >>> lanes.begin(identities, sizes=widths.reach(), live=widths.sizes_KG.tolist())
+    >>> lanes.attach(rule, hyper)
+    >>> lanes.regate(widths.grades(), widths.reach(lanes.sizes), widths.sizes_KG)
+    >>> gradient_KP = widths.pull(lanes.grade_gradients(x_BI, y_BO))
 
-A lane is laid out for the units that its membership can reach now, in blocks of 8, and anew when it outgrows them or
-leaves more than a block unused; so a narrow lane costs a narrow network even where its bound is wide.
+A gated lane is laid out for the units that its membership can reach now, and anew when it outgrows them or leaves more
+than a block unused; so a narrow lane costs a narrow network even where its bound is wide.
 
-Legend of shape suffixes: K lanes, G gates, B batch, I 1 + inputs, O outputs, N units.
+Legend of shape suffixes: K lanes, G gates, N units of a gate, B batch, I 1 + inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -16,89 +17,95 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from search_spaces.membership import grades
+from search_spaces.mlp import GatedMLP
+from search_spaces.width import HeldGate, gates_of, held
 from trials.lanes.dense import DenseLanes, DenseShape
+from trials.lanes.program import Identity
 from trials.optimisers import Rule
 
-BLOCK = 8
 
-
-class GatedLanes:
-    """K multi-layer perceptrons of real sizes.
-
-    Args:
-        maxima: the greatest size of each hidden layer.
-        membership: `interval` or `band` (with temperature `tau`, which the caller may anneal).
-    """
+class DenseProgram:
+    """K multi-layer perceptrons. `shape.maxima` are the greatest sizes of the hidden layers."""
 
     def __init__(
         self,
         shape: DenseShape,
-        maxima: Sequence[int],
         batch: int,
         *,
-        membership: str = "interval",
-        tau: float = 0.3,
+        gated: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.shape, self.maxima, self.batch = shape, tuple(maxima), batch
-        self.membership, self.tau = membership, tau
-        self._place = {"device": device, "dtype": dtype}
+        self.shape, self.batch, self.gated = shape, batch, gated
+        self.device, self.dtype = torch.device(device), dtype
 
     def begin(
-        self, identities: Sequence[tuple[int, int, int]], n_KG: Tensor, rule: Rule, hyper: Mapping[str, Tensor]
+        self,
+        identities: Sequence[Identity],
+        sizes: Sequence[Sequence[int]],
+        live: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        """Fresh lanes at sizes `n_KG`, initialised at these sizes' fan-in."""
-        self.n_KG = n_KG.double()
-        sizes = [[self._reach(n, top, 0) for n, top in zip(lane, self.maxima, strict=True)] for lane in n_KG.tolist()]
-        self.dense = DenseLanes(self.shape, sizes, self.batch, gated=True, **self._place)  # type: ignore[arg-type]
-        self.dense.initialise(identities, live=n_KG.tolist())
+        """Fresh lanes, laid out at `sizes` and initialised for the real sizes `live`."""
+        self.dense = DenseLanes(self.shape, sizes, self.batch, gated=self.gated, device=self.device, dtype=self.dtype)
+        self.dense.initialise(identities, live=live)
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Each lane's sizes as laid out."""
+        return self.dense.sizes
+
+    def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         self.dense.attach(rule, hyper)
-        self._grade()
 
-    def set(self, n_KG: Tensor) -> None:
-        """Move the lanes to other sizes."""
-        self.n_KG = n_KG.double()
-        sizes = [
-            tuple(self._reach(n, top, now) for n, top, now in zip(lane, self.maxima, laid, strict=True))
-            for lane, laid in zip(n_KG.tolist(), self.dense.sizes, strict=True)
-        ]
-        if sizes != self.dense.sizes:
-            self.dense.resize(sizes)
-        self._grade()
+    def regate(
+        self,
+        grades: Sequence[Tensor],
+        reach: Sequence[tuple[int, ...]],
+        live: Tensor,
+        batch: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.dense.now = [tuple(lane) for lane in live.tolist()]
+        if list(reach) != self.dense.sizes:
+            self.dense.resize(reach)
+        self.dense.grade(self._by_lane(grades))
 
-    def size_gradients(self, x_BI: Tensor, y_BO: Tensor) -> Tensor:
-        """d(lane loss on this batch)/d(sizes), float64 [K, G]."""
-        by_grade = self.dense.grade_gradients(x_BI, y_BO)
-        n_KG = self.n_KG.clone().requires_grad_()
-        memberships = self._memberships(n_KG)
-        flat = [m for lane in memberships for m in lane]
-        cotangents = [
-            g.to(m) for lane, found in zip(memberships, by_grade, strict=True) for m, g in zip(lane, found, strict=True)
-        ]
-        (gradient_KG,) = torch.autograd.grad(flat, n_KG, cotangents)
-        return gradient_KG
+    def sample(self, grades: Sequence[Tensor]) -> None:
+        self.dense.sample(self._by_lane(grades))
 
-    def _reach(self, n: float, maximum: int, laid: int) -> int:
-        """Units to lay out for size `n`, given how many are laid out now."""
-        if self.membership != "interval":
-            return maximum  # every unit of a band is a member
-        needed = min(int(n) + 1, maximum)  # the half-open boundary unit included
-        if needed <= laid <= needed + BLOCK:
-            return laid
-        return min(-(-needed // BLOCK) * BLOCK, maximum)
-
-    def _memberships(self, n_KG: Tensor) -> list[list[Tensor]]:
-        whole = [grades(self.membership, n_KG[:, g], top, self.tau) for g, top in enumerate(self.maxima)]
+    def _by_lane(self, grades: Sequence[Tensor]) -> list[list[Tensor]]:
         return [
-            [m_KN[k, : self.dense.sizes[k][g]] for g, m_KN in enumerate(whole)] for k in range(len(self.dense.sizes))
+            [m_KN[k, :n].to(self.device, self.dtype) for m_KN, n in zip(grades, lane, strict=True)]
+            for k, lane in enumerate(self.dense.sizes)
         ]
 
-    def _grade(self) -> None:
+    def step(self, x: Tensor, y_BO: Tensor) -> None:
+        self.dense.step(x, y_BO)
+
+    def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
+        by_lane = self.dense.grade_gradients(x, y_BO)
+        found = []
+        for g, maximum in enumerate(self.shape.maxima):
+            found.append(torch.zeros(len(by_lane), maximum, dtype=self.dtype, device=self.device))
+            for k, lane in enumerate(by_lane):
+                found[g][k, : len(lane[g])] = lane[g]
+        return found
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.dense.predict(x)
+
+    def module(self, lane: int) -> nn.Module:
+        sizes, shape = self.dense.sizes[lane], self.shape
+        module = held(GatedMLP(shape.inputs, sizes, shape.outputs, activation=shape.activation)).to(self.dtype)
+        gates = gates_of(module)
         with torch.no_grad():
-            self.dense.grade(
-                [[m.to(self.dense.device, self.dense.dtype) for m in lane] for lane in self._memberships(self.n_KG)]
-            )
+            for i, matrix in enumerate(self.dense.matrices(lane)):
+                module.get_parameter(f"linears.{i}.weight").copy_(matrix[:, 1:])
+                module.get_parameter(f"linears.{i}.bias").copy_(matrix[:, 0])
+            if self.gated:
+                for g, grades in enumerate(self.dense.lane_grades(lane)):
+                    gate = gates[f"width.{g}"]
+                    assert isinstance(gate, HeldGate)
+                    gate.m = grades.clone()
+        return module

@@ -1,70 +1,349 @@
-"""Fused lanes of any gated module, by torch.func: slower than `dense` on a CPU, indifferent to the network's kind.
+"""Lanes of any gated module as one program, by torch.func: one call of each operation for all lanes.
 
-    >>> lanes = VmappedLanes(GatedMLP(64, (128, 128), 10), loss=functional.cross_entropy, lanes=8)
-    >>> gradients = lanes.gradients(x_BD, y_B)        # every parameter, and every gate's size, with a lane axis
+    >>> lanes = VmappedLanes(start, way="unfolded", loss="cross_entropy")
+    >>> lanes.begin(identities, sizes=[{"width.0": 17}, {"width.0": 40}])       # all laid out for 64: a shape class
+    >>> lanes.attach(rule, hyper)
+    >>> lanes.regate(grades, lanes.sizes, n_KG)
 
-Each parameter has a leading lane axis; the losses of all lanes are summed, so a lane's gradient is its own. Optimisers
-work on the same flat buffer as elsewhere, here [K, P] with hyperparameters [K, 1].
+Every parameter has a leading lane axis, every gate is held at its lane's grades. vmap turns a convolution whose weights
+differ from lane to lane into a grouped one, which is slow on many machines: `unfolded` makes it a product instead.
+Batch norms keep statistics per lane outside the module, for torch.func forbids a module to write its own.
 
-Legend of shape suffixes: K lanes, P parameters of one lane, B batch, D inputs.
+Legend of shape suffixes: K lanes, P parameters of one lane, N units of a gate, B batch, O outputs, R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional
 
+from search_spaces.materialise import kept_units, narrowed
 from search_spaces.width import gates_of
+from trials.lanes.initial import Identity, Start, is_fixed
+from trials.lanes.masks import newcomers, rest, speaking
+from trials.lanes.places import cut, places
+from trials.lanes.program import in_chunks, loss_of
 from trials.optimisers import Optimiser, Rule
+
+Values = dict[str, Tensor]
 
 
 class VmappedLanes:
-    """K copies of a module that train together. Its gates' sizes are per-lane values outside the optimiser.
+    """K lanes of one network, laid out at one shape: each gate's greatest size among the lanes, as a power of two."""
 
-    Args:
-        loss: (output, target) of one lane -> scalar.
-    """
+    def __init__(
+        self,
+        start: Start,
+        *,
+        way: str = "unfolded",
+        loss: str = "cross_entropy",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.start, self.flow, self.way, self.loss = start, start.flow, way, loss
+        self.device, self.dtype = torch.device(device), dtype
+        self.gates = list(start.gates)
+        self._fixed = is_fixed(start.flow)
 
-    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], lanes: int) -> None:
-        self.module, self.lanes = module, lanes
-        sizes = {f"{path}.n" for path, child in module.named_modules() if child in set(gates_of(module).values())}
-        shapes = {name: p for name, p in module.named_parameters() if name not in sizes}
-        total = sum(p.numel() for p in shapes.values())
-        example = next(iter(shapes.values()))
-        self.weights_KP = torch.zeros(lanes, total, dtype=example.dtype, device=example.device)
-        self.views: dict[str, Tensor] = {}
-        place = 0
-        for name, p in shapes.items():
-            self.views[name] = self.weights_KP[:, place : place + p.numel()].view(lanes, *p.shape)
-            place += p.numel()
-        self.sizes = {name: torch.zeros(lanes, dtype=example.dtype, device=example.device) for name in sizes}
+    def begin(
+        self,
+        identities: Sequence[Identity],
+        sizes: Sequence[Mapping[str, int]],
+        live: Sequence[Mapping[str, float]] | None = None,
+    ) -> None:
+        """Fresh lanes with room for `sizes` by gate, initialised for the real sizes `live`."""
+        self.born = self.live = [dict(lane) for lane in live or sizes]
+        self._members: list[dict[str, Tensor]] = []
+        self.identities, self.lanes = list(identities), len(identities)
+        self._lay(sizes)
 
-        def lane_loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return loss(functional_call(module, values, (x,)), y)
+    def _lay(self, sizes: Sequence[Mapping[str, int]]) -> None:
+        kept = kept_units(self.flow, self._class(sizes))
+        self.sizes = [tuple(len(kept[gate]) for gate in self.gates)] * self.lanes
+        plain = copy.deepcopy(self.flow.graph) if self._fixed else narrowed(self.flow, kept)
+        self.net = lane_ready(plain, self.way).to(self.device, self.dtype).train()
+        like = torch.zeros((), dtype=self.dtype, device=self.device)
+        shapes = dict(self.net.named_parameters())
+        self.weights_KP = torch.zeros(self.lanes, sum(p.numel() for p in shapes.values()), dtype=self.dtype).to(like)
+        self.views = self._views(self.weights_KP)
+        place = places(self.flow, kept, self.device)
+        for k, (identity, lane) in enumerate(zip(self.identities, self.born, strict=True)):
+            fresh = self.start.weights(identity, lane, like)
+            for name, view in self.views.items():
+                home = fresh.get(name)
+                view[k].copy_(shapes[name].detach() if home is None else cut(home, place.get(name)))
+        self.buffers = {
+            name: b.detach().to(like).expand(self.lanes, *b.shape).clone() for name, b in self.net.named_buffers()
+        }
+        self._gate_names = {
+            gate.name: [path for path, m in self.net.named_modules(remove_duplicate=False) if m is gate]
+            for gate in gates_of(self.net).values()
+        }
+        self._alive_KP: Tensor | None = None
+        self._compile()
 
-        self._gradients = vmap(grad(lane_loss), in_dims=(0, None, None))
-        self._outputs = vmap(lambda values, x: functional_call(module, values, (x,)), in_dims=(0, None))
-
-    def gradients(self, x_BD: Tensor, y_B: Tensor) -> dict[str, Tensor]:
-        """d(lane loss)/d(value) for every weight and every gate's size, each with a leading lane axis."""
-        found: dict[str, Tensor] = self._gradients({**self.views, **self.sizes}, x_BD, y_B)
+    def _class(self, sizes: Sequence[Mapping[str, int]]) -> dict[str, int]:
+        """The shape class: powers of two that hold every lane."""
+        found = {}
+        for gate in self.gates:
+            maximum = self.flow.groups[gate].size
+            most = max(int(lane[gate]) for lane in sizes)
+            found[gate] = maximum if self._fixed else min(1 << (most - 1).bit_length(), maximum)
         return found
+
+    def _views(self, buffer_KP: Tensor) -> Values:
+        found, place = {}, 0
+        for name, p in self.net.named_parameters():
+            found[name] = buffer_KP[:, place : place + p.numel()].view(self.lanes, *p.shape)
+            place += p.numel()
+        return found
+
+    def _compile(self) -> None:
+        """One lane's functions, mapped over all: once for a common batch, once for a batch of each lane's own."""
+        norms = {path: m for path, m in self.net.named_modules() if isinstance(m, LaneBatchNorm)}
+
+        def lane_loss(weights: Values, buffers: Values, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+            out = functional_call(self.net, {**weights, **buffers}, (x,))
+            return loss_of(self.loss, out, y), {path: norm.seen for path, norm in norms.items()}
+
+        def gate_loss(gates: Values, weights: Values, buffers: Values, x: Tensor, y: Tensor) -> Tensor:
+            return lane_loss(weights, {**buffers, **self._spread(gates)}, x, y)[0]
+
+        def predicted(weights: Values, buffers: Values, x: Tensor) -> Tensor:
+            out: Tensor = functional_call(self.net, {**weights, **buffers}, (x,))
+            return out
+
+        self._gradients = [vmap(grad(lane_loss, has_aux=True), in_dims=(0, 0, own, None)) for own in (None, 0)]
+        self._gate_gradients = [vmap(grad(gate_loss), in_dims=(0, 0, 0, own, None)) for own in (None, 0)]
+        self._predictions = vmap(predicted, in_dims=(0, 0, None))
+
+    def _spread(self, gates: Values) -> Values:
+        return {f"{path}.m": m for name, m in gates.items() for path in self._gate_names[name]}
+
+    def _own(self, x: Tensor) -> int:
+        return int(x.dim() > self.flow.example.dim())
+
+    # -- optimiser ---------------------------------------------------------------------------------------------------
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
-        spread = {name: hyper[name].unsqueeze(1).expand_as(self.weights_KP) for name in rule.uses}
+        self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
+        spread = {name: values.unsqueeze(1).expand_as(self.weights_KP) for name, values in self.hyper.items()}
         self.optimiser = Optimiser(rule, spread, self.weights_KP)
+        self._set_rates()
 
-    def step(self, x_BD: Tensor, y_B: Tensor) -> None:
-        """One training step of every lane's weights on the same batch."""
-        found = self.gradients(x_BD, y_B)
+    def _set_rates(self) -> None:
+        lr_KP = self.hyper["lr"].unsqueeze(1).expand_as(self.weights_KP).clone()
+        views = self._views(lr_KP)
+        for k, sizes in enumerate(self.live):
+            for name, rate in self.start.rates(sizes).items():
+                if name in views and rate != 1.0:
+                    views[name][k].mul_(rate)
+        self.optimiser.hyper["lr"] = lr_KP if self._alive_KP is None else lr_KP * self._alive_KP
+
+    # -- gates -------------------------------------------------------------------------------------------------------
+
+    def regate(
+        self,
+        grades: Sequence[Tensor],
+        reach: Sequence[tuple[int, ...]],
+        live: Tensor,
+        batch: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take new grades; a lane that outgrows the class lays all of them anew, at their greatest sizes."""
+        self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
+        if any(n > room for lane in reach for n, room in zip(lane, self.sizes[0], strict=True)):
+            self._relay(reach)
+        self.sample(grades)
+        alive_KP = torch.ones_like(self.weights_KP)
+        members: list[dict[str, Tensor]] = []
+        views = self._views(alive_KP)
+        for k in range(self.lanes):
+            member = {g: m[k, : self.sizes[0][i]] > 0 for i, (g, m) in enumerate(zip(self.gates, grades, strict=True))}
+            for name, rows_O, columns_I in speaking(self.flow.uses, member):
+                if name in views:
+                    rest(views[name][k], rows_O, columns_I)
+            if self._members:
+                for path, new in newcomers(self.flow.uses, self._members[k], member):
+                    for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
+                        if f"{path}.{name}" in self.buffers:
+                            self.buffers[f"{path}.{name}"][k][new] = start
+            members.append(member)
+        self._members = members
+        self._alive_KP = alive_KP
+        self._set_rates()
+        for slot, state_KP in self.optimiser.state.items():
+            if not slot.startswith("power"):
+                state_KP.mul_(alive_KP)
+
+    def sample(self, grades: Sequence[Tensor]) -> None:
+        """Take random grades for the coming step."""
+        for g, name in enumerate(self.gates):
+            m_KN = grades[g][:, : self.sizes[0][g]].to(self.device, self.dtype)
+            for path in self._gate_names[name]:
+                if f"{path}.m" in self.buffers:
+                    self.buffers[f"{path}.m"] = m_KN
+
+    def _relay(self, reach: Sequence[tuple[int, ...]]) -> None:
+        """Lay all lanes anew at larger sizes: leading units keep weights, state and statistics."""
+        weights, buffers = {n: v.clone() for n, v in self.views.items()}, self.buffers
+        state = {slot: {n: v.clone() for n, v in self._views(s).items()} for slot, s in self.optimiser.state.items()}
+        before = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
+        self._lay([dict(zip(self.gates, lane, strict=True)) for lane in reach])
+        self.attach(self.rule, self.hyper)
+        after = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
+        old, new = places(self.flow, before, self.device), places(self.flow, after, self.device)
+        targets = {"": (self.views, weights)}
+        targets |= {slot: (self._views(self.optimiser.state[slot]), saved) for slot, saved in state.items()}
+        for views, saved in targets.values():
+            for name, view in views.items():
+                rows, columns = (_within(a, b) for a, b in zip(old[name], new[name], strict=True))
+                _paste_lanes(view, saved[name], rows, columns)
+        for name, saved_b in buffers.items():
+            if name in self.buffers and self.buffers[name].dim() == saved_b.dim() and not name.endswith(".m"):
+                owner = name.rpartition(".")[0]
+                rows = _within(old[f"{owner}.weight"][0], new[f"{owner}.weight"][0])
+                _paste_lanes(self.buffers[name], saved_b, rows, None)
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def step(self, x: Tensor, y_BO: Tensor) -> None:
+        """One training step of every lane's weights."""
+        found, seen = self._gradients[self._own(x)](self.views, self.buffers, x, y_BO)
         flat_KP = torch.cat([found[name].reshape(self.lanes, -1) for name in self.views], 1)
         self.optimiser.step(self.weights_KP, flat_KP)
+        for path, (mean_KN, variance_KN) in seen.items():
+            norm = self.net.get_submodule(path)
+            assert isinstance(norm, LaneBatchNorm)
+            for name, value in (("running_mean", mean_KN), ("running_var", variance_KN)):
+                self.buffers[f"{path}.{name}"].lerp_(value, norm.momentum)
 
-    def predict(self, x_BD: Tensor) -> Tensor:
-        """Every lane's outputs, with a leading lane axis."""
-        out: Tensor = self._outputs({**self.views, **self.sizes}, x_BD)
-        return out
+    def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
+        """d(lane loss on this batch)/d(grade), [K, N] a gate."""
+        gates = {name: self.buffers[f"{paths[0]}.m"] for name, paths in self._gate_names.items()}
+        found = self._gate_gradients[self._own(x)](gates, self.views, self.buffers, x, y_BO)
+        whole = [self.flow.groups[gate].size for gate in self.gates]
+        return [functional.pad(found[g], (0, n - found[g].shape[1])) for g, n in zip(self.gates, whole, strict=True)]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Every lane's outputs, [K, O, R]."""
+        self.net.eval()
+        with torch.no_grad():
+            parts = [self._predictions(self.views, self.buffers, part) for part in in_chunks(x, 256)]
+        self.net.train()
+        return torch.cat(parts, 1).mT
+
+    def module(self, lane: int) -> nn.Module:
+        """A lane as a module of its own."""
+        kept = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
+        module = copy.deepcopy(self.flow.graph) if self._fixed else narrowed(self.flow, kept)
+        module = module.to(self.device, self.dtype).train()
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                p.copy_(self.views[name][lane])
+            for name, b in module.named_buffers():
+                if name in self.buffers and b.shape == self.buffers[name][lane].shape:
+                    b.copy_(self.buffers[name][lane])
+        return module
+
+
+def _within(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """Where the old places lie among the new ones."""
+    return None if old is None or new is None else torch.searchsorted(new, old)
+
+
+def _paste_lanes(view: Tensor, saved: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
+    if rows is None:
+        view.copy_(saved)
+    elif columns is None:
+        view.index_copy_(1, rows, saved)
+    else:
+        view[:, rows.unsqueeze(1), columns] = saved
+
+
+# -- modules that bear vmap --------------------------------------------------------------------------------------------
+
+
+def lane_ready(module: nn.Module, way: str) -> nn.Module:
+    """The module with batch norms, and for `unfolded` convolutions, that bear vmap; in place."""
+    for path, child in list(module.named_modules()):
+        new: nn.Module | None = None
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            new = LaneBatchNorm(child)
+        elif way == "unfolded" and isinstance(child, nn.Conv2d) and child.groups == 1:
+            new = UnfoldedConv2d(child)
+        if new is not None:
+            owner, _, name = path.rpartition(".")
+            module.get_submodule(owner).add_module(name, new)
+    return module
+
+
+class LaneBatchNorm(nn.Module):
+    """nn.BatchNorm that writes nothing: the statistics of its batch are left in `seen` (mean, unbiased variance)."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum if norm.momentum is not None else 0.1
+        self.weight, self.bias = norm.weight, norm.bias
+        channels = norm.num_features
+        for name, start in (("running_mean", torch.zeros(channels)), ("running_var", torch.ones(channels))):
+            own = getattr(norm, name)
+            self.register_buffer(name, start if own is None else own.detach().clone())
+        self.seen: tuple[Tensor, Tensor] = (self.running_mean, self.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            axes = [0, *range(2, x.dim())]
+            mean, variance = x.mean(axes), x.var(axes, unbiased=False)
+            count = x.numel() // x.shape[1]
+            self.seen = (mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        along = (1, -1, *(1,) * (x.dim() - 2))
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        out = (x - mean.view(along)) * scale.view(along)
+        return out if self.bias is None else out + self.bias.view(along)
+
+
+class UnfoldedConv2d(nn.Module):
+    """nn.Conv2d as unfold and one product."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+            raise ValueError("unfolded: a convolution must have numbers of zeros as padding")
+        self.options: dict[str, Any] = {
+            "kernel_size": layer.kernel_size,
+            "padding": layer.padding,
+            "stride": layer.stride,
+            "dilation": layer.dilation,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = functional.unfold(x, **self.options)
+        out = self.weight.flatten(1) @ columns
+        if self.bias is not None:
+            out = out + self.bias.unsqueeze(1)
+        sides = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(
+                x.shape[2:],
+                self.options["padding"],
+                self.options["dilation"],
+                self.options["kernel_size"],
+                self.options["stride"],
+                strict=True,
+            )
+        ]
+        return out.view(*out.shape[:2], *sides)

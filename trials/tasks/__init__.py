@@ -5,6 +5,6 @@
 """
 
 from trials.tasks.catalogue import known, load
-from trials.tasks.task import SPLITS, Split, Task
+from trials.tasks.task import SPLITS, Augment, Split, Task
 
-__all__ = ["SPLITS", "Split", "Task", "known", "load"]
+__all__ = ["SPLITS", "Augment", "Split", "Task", "known", "load"]

@@ -1,10 +1,12 @@
-"""Which tasks there are: five classic tables by name, and any table of the user's by a mapping or a file's name.
+"""Which tasks there are: five classic tables by name, and any table or images of the user's own.
 
 >>> load("uci/iris").kind
 'classification'
 >>> load({"kind": "table", "path": "cars.csv", "target": "price", "missing": "?"}).kind
 'regression'
 >>> load("cars.csv").notes   # everything inferred
+>>> load({"kind": "images", "train": "mnist/train.parquet", "test": "mnist/test.parquet"}).shape
+(1, 28, 28)
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from search_spaces.faults import Invalid, unknown
-from trials.tasks import bundled, tables
+from trials.tasks import bundled, images, tables
 from trials.tasks.declaration import SUFFIXES
 from trials.tasks.task import Task
+
+_WAYS = "a name such as 'uci/digits', or a mapping {kind: table, path: FILE} or {kind: images, train: FILE}"
 
 
 def known() -> tuple[str, ...]:
@@ -24,7 +28,8 @@ def known() -> tuple[str, ...]:
 
 
 def load(spec: str | Mapping[str, object], *, data: Path | None = None) -> Task:
-    """The task that `spec` names or declares (the keys of a declaration: `trials/tasks/declaration.py`).
+    """The task that `spec` names or declares (the keys of a declaration: `trials/tasks/declaration.py`,
+    `trials/tasks/images_declaration.py`).
 
     A relative path is looked for in the working directory first, then in `data`; where `data` is not given, in the
     directory that the environment variable `CONTINUA_DATA` names.
@@ -37,9 +42,8 @@ def load(spec: str | Mapping[str, object], *, data: Path | None = None) -> Task:
     if isinstance(spec, str) and spec.lower().endswith(SUFFIXES):
         spec = {"kind": "table", "path": spec}
     if isinstance(spec, Mapping):
-        return tables.load(spec, data)
+        pictures = spec.get("kind") == "images" or ("train" in spec and spec.get("kind") != "table")
+        return images.load(spec, data) if pictures else tables.load(spec, data)
     if isinstance(spec, str):
         raise Invalid([unknown("task", spec, [*known(), "a path that ends in .csv, .tsv or .parquet"], "task")])
-    raise Invalid(
-        [f"task: must be a name such as 'uci/digits' or a mapping {{kind: table, path: FILE}}, but got {spec!r}."]
-    )
+    raise Invalid([f"task: must be {_WAYS}, but got {spec!r}."])

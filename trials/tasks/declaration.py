@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,7 @@ KEYS = (
     "split_seed",
 )
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+TASK_KINDS = ("images", "table")
 KINDS = ("classification", "regression")
 MISSING_TARGET = ("refuse", "drop")
 
@@ -78,7 +79,7 @@ def parse(data: Mapping[str, object], root: Path | None) -> tuple[Declaration, l
     if "kind" not in given:
         found("kind", ["task.kind: is missing; a file is declared with `kind: table`."])
     elif given["kind"] != "table":
-        found("kind", [unknown("task.kind", given["kind"], ("table",), "kind of task")])
+        found("kind", [unknown("task.kind", given["kind"], TASK_KINDS, "kind of task")])
     for key, (holds, rule) in _RULES.items():
         if key in given:
             found(key, [] if holds(given[key]) else [f"task.{key}: must be {rule}, but got {given[key]!r}."])
@@ -89,13 +90,13 @@ def parse(data: Mapping[str, object], root: Path | None) -> tuple[Declaration, l
         found("path", ["task.path: is missing; name a CSV or Parquet file."])
     paths: dict[str, Path] = {}
     for key in [key for key in ("path", "test_path") if key in good]:
-        path, problems = _locate(f"task.{key}", Path(str(good[key])).expanduser(), root)
+        path, problems = locate(f"task.{key}", Path(str(good[key])).expanduser(), root)
         found(key, problems)
         if path is not None:
             paths[key] = path
     if "header" in good and is_parquet(paths.get("path")):
         found("header", ["task.header: a Parquet file carries its columns' names; drop `header`."])
-    fractions, problems = _fractions(given.get("splits", {}), "test_path" in given)
+    fractions, problems = fractions_of(given.get("splits", {}), "test_path" if "test_path" in given else None)
     faults.extend(problems)
     marks = good.get("missing", ())
     declaration = Declaration(
@@ -109,7 +110,8 @@ def parse(data: Mapping[str, object], root: Path | None) -> tuple[Declaration, l
     return declaration, faults
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number: a switch is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -121,7 +123,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "path": (lambda v: isinstance(v, str | Path) and str(v) != "", "a file's path"),
     "test_path": (lambda v: isinstance(v, str | Path) and str(v) != "", "a file's path"),
     "target": (
-        lambda v: _is_whole(v) or (isinstance(v, str) and v != ""),
+        lambda v: is_whole(v) or (isinstance(v, str) and v != ""),
         "a column's name or its position counted from 0",
     ),
     "header": (lambda v: isinstance(v, bool), "true or false"),
@@ -130,7 +132,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
         "a mark (text or a number) or a list of marks",
     ),
     "split_seed": (
-        lambda v: _is_whole(v) and 0 <= v < 2**32,  # type: ignore[operator]
+        lambda v: is_whole(v) and 0 <= v < 2**32,  # type: ignore[operator]
         "a whole number from 0 to 4294967295",
     ),
 }
@@ -141,9 +143,12 @@ def is_parquet(path: Path | None) -> bool:
     return path is not None and path.suffix.lower() in (".parquet", ".pq")
 
 
-def _locate(where: str, path: Path, root: Path | None) -> tuple[Path | None, list[str]]:
-    if path.suffix.lower() not in SUFFIXES:
-        ends = ", ".join(SUFFIXES)
+def locate(
+    where: str, path: Path, root: Path | None, suffixes: Sequence[str] = SUFFIXES
+) -> tuple[Path | None, list[str]]:
+    """The file that a declaration names: `path` as it is, else below `root` (by default, below `CONTINUA_DATA`)."""
+    if path.suffix.lower() not in suffixes:
+        ends = ", ".join(suffixes)
         return None, [f"{where}: must end in one of {ends}, but got {str(path)!r}; convert or rename it."]
     if root is None and os.environ.get("CONTINUA_DATA"):
         root = Path(os.environ["CONTINUA_DATA"])
@@ -161,8 +166,9 @@ def _locate(where: str, path: Path, root: Path | None) -> tuple[Path | None, lis
     return None, [f"{where}: must be a file that exists, but there is no {looked}; {way_out}."]
 
 
-def _fractions(splits: object, test_file: bool) -> tuple[dict[str, float], list[str]]:
-    """The fractions of the rows of `path`, summing to 1; with a test file there is no `test` among them."""
+def fractions_of(splits: object, test_file: str | None) -> tuple[dict[str, float], list[str]]:
+    """The fractions of the rows of the main file, summing to 1; with a test file there is no `test` among them.
+    `test_file` is the key that names it, where the declaration does."""
     names = [name for name in DEFAULT_FRACTIONS if not (test_file and name == "test")]
     total = sum(DEFAULT_FRACTIONS[name] for name in names)
     default = {name: DEFAULT_FRACTIONS[name] / total for name in names}
@@ -172,7 +178,7 @@ def _fractions(splits: object, test_file: bool) -> tuple[dict[str, float], list[
     faults = []
     for key, value in given.items():
         if test_file and key == "test":
-            faults.append("task.splits.test: the test rows come from `test_path`; drop one of the two.")
+            faults.append(f"task.splits.test: the test rows come from `{test_file}`; drop one of the two.")
         elif key not in names:
             faults.append(unknown("task.splits", key, names, "split"))
         elif not is_real(value) or not 0 < value < 1:

@@ -6,11 +6,13 @@
     {'val_error': 'min', 'val_loss': 'min', 'val_accuracy': 'max'}
 
 Weights see `train`; gradients of hyperparameters see `outer`; arms choose by `selection`; `test` is read once, by the
-report. Whatever was fitted to the data (fills, scales, categories) was fitted to the train rows alone.
+report. Whatever was fitted to the data (fills, scales, categories) was fitted to the train rows alone. Rows of images
+stay bytes, and are normalised where they are used (`trials.pixels`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,8 +32,8 @@ METRICS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """Rows that belong together: `x` float32 [rows, features], C-contiguous; `y` [rows], int64 codes of classes, or
-    float32 standardised by the mean and standard deviation of the train rows."""
+    """Rows that belong together: `x` float32 [rows, features], or uint8 [rows, C * H * W] for images, C-contiguous;
+    `y` [rows], int64 codes of classes, or float32 standardised by the mean and standard deviation of the train rows."""
 
     x: np.ndarray
     y: np.ndarray
@@ -41,9 +43,22 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How train images vary from step to step: mirrored left to right half of the time, and moved by whole pixels, up
+    to `shift` each way and axis, over a background of the mean."""
+
+    flip: bool = False
+    shift: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """Data in four disjoint splits. `y * target_scale[1] + target_scale[0]` gives a regression target in its own
-    units; `notes` says in one sentence each what was inferred, filled or dropped."""
+    units; `notes` says in one sentence each what was inferred, filled or dropped.
+
+    `shape` is that of one row: (features,), or (C, H, W) for images, which have no named features. Channel c of an
+    image is read as `(byte - offset[c]) / scale[c]`: the mean and standard deviation of the train rows, 0 to 255.
+    """
 
     name: str
     kind: str  # classification | regression
@@ -56,11 +71,19 @@ class Task:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     target_scale: tuple[float, float] = (0.0, 1.0)
+    shape: tuple[int, ...] = ()  # () stands for (features,)
+    offset: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    augment: Augment = Augment()
+
+    def __post_init__(self) -> None:
+        if not self.shape:
+            object.__setattr__(self, "shape", (len(self.features),))
 
     @property
     def inputs(self) -> int:
         """The number of columns of `x`."""
-        return len(self.features)
+        return math.prod(self.shape)
 
     def rows(self, *splits: str) -> Split:
         """The rows of the named splits, one after the other.
@@ -106,9 +129,12 @@ def assemble(
         name=name,
         kind=kind,
         outputs=len(classes) if kind == "classification" else 1,
+        train=splits["train"],
+        outer=splits["outer"],
+        selection=splits["selection"],
+        test=splits["test"],
         features=features,
         classes=classes,
         notes=notes,
         target_scale=scale,
-        **splits,
     )

@@ -1,0 +1,156 @@
+"""Convolutional and residual networks with gates, of maximum size.
+
+    >>> relaxed = GatedConvNet((1, 28, 28), {"width.0": 32, "width.1": 64}, 10)
+    >>> relaxed = GatedResidual((3, 32, 32), {"width.0": 16, "width.0.0": 16, "width.1": 32, "width.1.0": 32}, 10)
+
+A gate stands where a layer reads: after norm and activation, and, for a residual stream, at each read of it, not in the
+stream itself. So a grade multiplies what is read exactly once, and a unit of grade 0 still feels what it would add (a
+gate before a relu would not: the relu has no slope at 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from search_spaces.mlp import ACTIVATION_MODULES
+from search_spaces.width import WidthGate
+
+LEAST_SIDE = 4  # an image is halved while it is at least so wide
+
+
+class GatedConvNet(nn.Module):
+    """Convolution, norm, activation, gate and halving, once for each of `maxima`; then an average and a linear layer.
+
+    Args:
+        shape: channels, height, width of an image.
+        maxima: the greatest size of each gate, by name, in the order of the layers.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        maxima: Mapping[str, int],
+        outputs: int,
+        *,
+        kernel: int = 3,
+        norm: str = "batch",
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        channels, side = shape[0], min(shape[1:])
+        layers: list[nn.Module] = []
+        for name, width in maxima.items():
+            layers += [
+                nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=norm == "none"),
+                *([nn.BatchNorm2d(width)] if norm == "batch" else []),
+                ACTIVATION_MODULES[activation](),
+                WidthGate(name, width, dim=1),
+            ]
+            if side >= LEAST_SIDE:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, outputs)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out: Tensor = self.head(self.pool(self.features(x_BCHW)).flatten(1))
+        return out
+
+
+class GatedResidual(nn.Module):
+    """Residual stages: `width.s` is the width of stage s's stream, `width.s.b` that inside its block b."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        maxima: Mapping[str, int],
+        outputs: int,
+        *,
+        kernel: int = 3,
+        norm: str = "batch",
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.images = len(shape) == 3
+        make = _Layers(self.images, kernel, norm)
+        stages: dict[str, list[str]] = {}
+        for name in maxima:
+            stage = name.split(".")[1]
+            stages.setdefault(stage, []).append(name)
+        first = next(iter(stages.values()))[0]
+        self.activation = ACTIVATION_MODULES[activation]()
+        self.stem = make.layer(shape[0], maxima[first])
+        reads = WidthGate(first, maxima[first], dim=1)
+        blocks: list[nn.Module] = []
+        for s, (stream, *inner) in enumerate(stages.values()):
+            gate = reads if s == 0 else WidthGate(stream, maxima[stream], dim=1)
+            for b, name in enumerate(inner):
+                turns = s > 0 and b == 0  # the block that halves the image and changes the stream's width
+                stride = 2 if turns else 1
+                blocks.append(
+                    _Block(
+                        reads,
+                        make.layer(reads.maximum, maxima[name], stride=stride),
+                        WidthGate(name, maxima[name], dim=1),
+                        make.layer(maxima[name], gate.maximum),
+                        make.layer(reads.maximum, gate.maximum, stride=stride, side=1) if turns else None,
+                        ACTIVATION_MODULES[activation](),
+                    )
+                )
+                reads = gate
+        self.blocks = nn.Sequential(*blocks)
+        self.gate = reads
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1) if self.images else nn.Identity()
+        self.head = nn.Linear(reads.maximum, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.gate(self.blocks(self.activation(self.stem(x))))
+        out: Tensor = self.head(self.pool(h).flatten(1))
+        return out
+
+
+class _Block(nn.Module):
+    """activation(x + second(inner gate(activation(first(gate(x)))))); a skip that changes width reads gate(x) too."""
+
+    def __init__(
+        self,
+        gate: WidthGate,
+        first: nn.Module,
+        inner: WidthGate,
+        second: nn.Module,
+        skip: nn.Module | None,
+        activation: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.gate, self.first, self.inner, self.second = gate, first, inner, second
+        self.skip, self.activation = skip, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.gate(x)
+        branch = self.second(self.inner(self.activation(self.first(read))))
+        stream = x if self.skip is None else self.skip(read)
+        out: Tensor = self.activation(stream + branch)
+        return out
+
+
+class _Layers:
+    """Convolutions of images, or linear layers of rows, each with its norm."""
+
+    def __init__(self, images: bool, kernel: int, norm: str) -> None:
+        self.images, self.kernel, self.norm = images, kernel, norm
+
+    def layer(self, inputs: int, outputs: int, *, stride: int = 1, side: int | None = None) -> nn.Module:
+        side = self.kernel if side is None else side
+        bias = self.norm == "none"
+        layer: nn.Module = (
+            nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=bias)
+            if self.images
+            else nn.Linear(inputs, outputs, bias=bias)
+        )
+        if self.norm == "none":
+            return layer
+        return nn.Sequential(layer, nn.BatchNorm2d(outputs) if self.images else nn.BatchNorm1d(outputs))

@@ -1,0 +1,171 @@
+"""From a network's declaration to the module that realises it, its flow of channels, and its costs.
+
+    >>> built = realise(ConvNet(layers=2), (1, 28, 28), 10)
+    >>> built.costs.parameters({"width.0": 8, "width.1": 16})
+    1442
+
+What is built here has held gates (`HeldGate`): a lane of a program gives it its grades.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from search_spaces.convnets import GatedConvNet, GatedResidual
+from search_spaces.cost import Costs, LayerCost
+from search_spaces.faults import Invalid
+from search_spaces.flow import Flow, Untraceable
+from search_spaces.materialise import costs_of
+from search_spaces.mlp import GatedMLP
+from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
+from search_spaces.width import Gate, WidthGate, gates_of, held
+
+SEED = 0  # what a user's own layers, which we do not initialise, are drawn from
+
+
+@dataclass(frozen=True, eq=False)
+class Realised:
+    """A network as a module of maximum size with held gates, and its flow (None: it cannot be traced)."""
+
+    module: nn.Module
+    gates: Mapping[str, Gate]
+    flow: Flow | None
+    example: Tensor
+
+    @functools.cached_property
+    def costs(self) -> Costs:
+        """Costs by the names of the gates; a network that cannot be traced costs what it costs at its widest."""
+        return costs_of(self.flow) if self.flow is not None else _widest_costs(self.module, self.example)
+
+
+def module_of(
+    network: Network, shape: Sequence[int], outputs: int, maxima: Mapping[str, int], activation: str | None = None
+) -> nn.Module:
+    """The gated module of a network, at `maxima` (by gate), for rows of `shape`."""
+    activation = activation or network.activation
+    if isinstance(network, MLP):
+        inputs = functools.reduce(lambda a, b: a * b, shape, 1)
+        return GatedMLP(inputs, list(maxima.values()), outputs, activation=activation)
+    if isinstance(network, Own):
+        assert network.factory is not None, "an own network is resolved before it is built"
+        return own_module(network.factory, network.options, shape, outputs)
+    kinds: dict[type[Network], Callable[..., nn.Module]] = {ConvNet: GatedConvNet, Residual: GatedResidual}
+    assert isinstance(network, ConvNet | Residual)
+    make = kinds[type(network)]
+    return make(shape, maxima, outputs, kernel=network.kernel, norm=network.norm, activation=activation)
+
+
+def realise(
+    network: Network,
+    shape: Sequence[int],
+    outputs: int,
+    maxima: Mapping[str, int] | None = None,
+    activation: str | None = None,
+) -> Realised:
+    """The network with held gates. Raises `Invalid` with every fault of its gates."""
+    maxima = maxima or {gate: network.default(gate) for gate in network.gates}
+    module = held(module_of(network, shape, outputs, maxima, activation))
+    example = torch.zeros(2, *shape)
+    try:
+        flow = Flow(module, example)
+    except Untraceable:
+        return Realised(module, _ordered(gates_of(module), network), None, example)
+    if flow.faults:
+        raise Invalid(flow.faults)
+    return Realised(flow.graph, _ordered(gates_of(flow.graph), network), flow, example)
+
+
+def _widest_costs(module: nn.Module, example: Tensor) -> Costs:
+    """Fixed costs: what torch counts in one pass of the whole module."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(example)
+    each = counter.get_total_flops() // (2 * len(example))
+    one = ((None, 1, 1),)
+    trained = sum(p.numel() for p in module.parameters())
+    return Costs(
+        (
+            LayerCost("network", "linear", ((None, each, 1),), one, own=False),
+            LayerCost("network", "parameter", one, ((None, trained, 1),)),
+        )
+    )
+
+
+def _ordered(gates: Mapping[str, Gate], network: Network) -> dict[str, Gate]:
+    return {name: gates[name] for name in network.gates}
+
+
+@functools.lru_cache(maxsize=64)
+def costs(network: Network, shape: tuple[int, ...], outputs: int) -> Costs:
+    """The network's costs as a function of its gates' sizes."""
+    return realise(network, shape, outputs).costs
+
+
+# -- the user's own ----------------------------------------------------------------------------------------------------
+
+
+def own_module(
+    factory: Callable[..., Any], options: Mapping[str, Any], shape: Sequence[int], outputs: int
+) -> nn.Module:
+    """What the user's function returns, its own layers drawn from a fixed seed.
+
+    Raises:
+        Invalid: when it cannot be called so, raises, or returns no module.
+    """
+    offered = {"shape": tuple(shape), "outputs": outputs}
+    name = getattr(factory, "__name__", repr(factory))
+    try:
+        known = inspect.signature(factory).parameters
+        given = {**{key: value for key, value in offered.items() if key in known}, **options}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            module = factory(**given)
+    except Exception as error:  # the user's code may raise anything
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise Invalid(
+            [f"network: {name} must return an nn.Module (given shape, outputs and options), but got {problem}."]
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise Invalid([f"network: {name} must return an nn.Module, but got {module!r}."])
+    return module
+
+
+def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], outputs: int) -> Own:
+    """The user's network with its gates found. Raises `Invalid` with every fault of the module and its gates."""
+    module = own_module(factory, network.options, shape, outputs)
+    try:
+        gates = gates_of(module)
+    except ValueError as error:
+        raise Invalid([f"network: {error}."]) from error
+    faults = [] if gates else ["network: must have at least one gate (search_spaces.width.WidthGate), but has none."]
+    flow: Flow | None
+    try:
+        flow = Flow(module, torch.zeros(2, *shape))
+        faults += flow.faults
+        faults += [
+            f"network: must return {outputs} numbers a row, but got an output of shape {tuple(out)}."
+            for out in [_output_shape(flow)]
+            if out[1:] != (outputs,)
+        ]
+    except Untraceable:
+        flow = None  # trained whole, exported with masks
+    if faults:
+        raise Invalid(faults)
+    found = [
+        (name, gate.maximum, gate.membership.kind if isinstance(gate, WidthGate) else "interval")
+        for name, gate in gates.items()
+    ]
+    costs = costs_of(flow) if flow is not None else _widest_costs(module, torch.zeros(2, *shape))
+    return network.resolved(factory, found, costs)
+
+
+def _output_shape(flow: Flow) -> tuple[int, ...]:
+    (source,) = next(n for n in flow.graph.graph.nodes if n.op == "output").all_input_nodes[:1]
+    return flow.values[source].shape if source in flow.values else ()

@@ -1,0 +1,136 @@
+"""Rules between the sections of a spec, and between a spec and its task.
+
+>>> task_kind_faults({"task": "uci/digits", "network": None})
+['network: is missing, but a task of data trains one; add {kind: mlp, layers: 2}.']
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from search_spaces import Width
+from search_spaces.faults import unknown
+from search_spaces.networks import Network, Own
+from trials.hypergradients import METHODS
+from trials.training import LANE, STRUCTURAL, Training, space_faults
+
+if TYPE_CHECKING:
+    from trials.tasks import Task
+
+#: what `Task.metrics` offers, known without loading a task
+METRICS = {
+    "classification": {"val_error": "min", "val_loss": "min", "val_accuracy": "max"},
+    "regression": {"val_mse": "min", "val_loss": "min", "val_r2": "max"},
+}
+_PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_python(task: object) -> bool:
+    """Whether a task is a plain Python objective, `module:function`."""
+    return isinstance(task, str) and _PYTHON.fullmatch(task) is not None
+
+
+def task_kind_faults(values: Mapping[str, Any]) -> list[str]:
+    """What a plain Python objective must not have, and a task of data must."""
+    task, faults = values.get("task"), []
+    if task is None:
+        return []
+    if not is_python(task):
+        if "network" in values and values["network"] is None:
+            faults.append("network: is missing, but a task of data trains one; add {kind: mlp, layers: 2}.")
+        metric, known = (
+            getattr(values.get("objective"), "metric", "auto"),
+            [n for kind in METRICS.values() for n in kind],
+        )
+        if metric not in ("auto", *known):
+            faults.append(unknown("objective.metric", metric, dict.fromkeys(known), "metric"))
+        return faults
+    if values.get("network") is not None:
+        faults.append(
+            f"network: a plain Python objective has no network of ours, but got {task!r} and a network; drop one."
+        )
+    if values.get("training", Training()) != Training():
+        faults.append(
+            f"training: a plain Python objective trains by itself, but got {task!r} and a training; drop one."
+        )
+    if values.get("constraints"):
+        faults.append(f"constraints: bound the cost of a network, but the task {task!r} has none; drop them.")
+    if (budget := values.get("budget")) and not (budget.trials or budget.device_seconds or budget.wall_seconds):
+        faults.append("budget: a plain Python objective spends no epochs or flops; add trials or wall_seconds.")
+    return faults
+
+
+def between_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
+    """Rules between the space and the other sections; `whole`: no parameter was left out for a fault of its own."""
+    space, network, task = values["space"], values.get("network"), values.get("task")
+    faults = []
+    if not is_python(task):
+        faults += space_faults(space)
+        if network is None or (isinstance(network, Own) and not network.found):
+            return faults  # a network of the user's own is judged when it is resolved
+        faults += network.space_faults(space)
+        known = [*network.gates, *(["activation"] if network.owns("activation") else []), *LANE, *STRUCTURAL]
+        faults += [
+            unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
+            for name, parameter in space.parameters.items()
+            if parameter.type in ("float", "int", "choice") and name not in known
+        ]
+    if "search" not in values:
+        return faults
+    gates = () if network is None else network.gates
+    kind, methods = values["search"].hypergradient.kind, " or ".join(name for name in METHODS if name != "none")
+    moved = [name for name, p in space.parameters.items() if getattr(p, "moved_by", "sampler") == "gradient"]
+    for name in moved:
+        if name not in gates:
+            own = f"gates of the network ({', '.join(gates) or 'it has none'})"
+            faults.append(f"space.{name}.moved_by: only the {own} can be moved by a gradient yet; drop it.")
+        elif kind == "none":
+            faults.append(
+                f"space.{name}.moved_by: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
+                f"set it to {methods}, or drop `moved_by`."
+            )
+    if kind != "none" and whole and not any(name in gates for name in moved):
+        way = f"give one of {', '.join(gates)} `moved_by: gradient`" if gates else "set it to none"
+        faults.append(f"search.hypergradient: {kind!r} needs a gate of the network that it moves, but got none; {way}.")
+    if kind != "none" and values.get("realise") == "rounded":
+        faults.append("realise: a gradient moves fractional sizes, but got 'rounded'; take auto or fractional.")
+    return faults
+
+
+def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
+    """Rules between the spec and its task's data: the metric, and bounds that some point must be able to meet."""
+    metrics, objective = METRICS[task.kind], values.get("objective")
+    elsewhere = [name for kind in METRICS.values() for name in kind if name not in metrics]
+    faults = []
+    if objective is not None and objective.metric in elsewhere:
+        faults.append(unknown("objective.metric", objective.metric, metrics, f"metric of a {task.kind} task"))
+    network, space, bounds = values.get("network"), values.get("space"), values.get("constraints")
+    if not isinstance(network, Network) or network.faults():
+        return faults
+    faults += network.shape_faults(task.shape)
+    if faults or space is None or not bounds or network.space_faults(space):
+        return faults
+    costs = network.costs(task.shape, task.outputs).of(network.named(_least_sizes(values)))
+    for name, bound in bounds.items():
+        if costs[name] > bound.max:
+            faults.append(
+                f"constraints.{name}.max: even the smallest network of the space has {name}={costs[name]:g}, but got "
+                f"max={bound.max:g}; raise it, or lower the `low` of a width."
+            )
+    return faults
+
+
+def _least_sizes(values: Mapping[str, Any]) -> tuple[float, ...]:
+    """The smallest size that each hidden layer can have as it is trained."""
+    network, space, realise = values["network"], values["space"], values.get("realise", "auto")
+    least: dict[str, Any] = {}
+    for gate in network.gates:
+        parameter = space.parameters.get(gate)
+        if isinstance(parameter, Width):
+            least[gate] = min(parameter.low, network.default(gate)) if parameter.when else parameter.low
+    moves = "search" not in values or values["search"].hypergradient.kind != "none"
+    rounds = realise == "rounded" or (realise == "auto" and not moves)
+    sizes: tuple[float, ...] = network.sizes(network.rounded(least) if rounds else least)
+    return sizes

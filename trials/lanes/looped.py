@@ -1,0 +1,297 @@
+"""Lanes of any module, one after the other, each at its own sizes: the way of convolutions on a CPU.
+
+    >>> lanes = LoopedLanes(start, loss="cross_entropy")
+    >>> lanes.begin([(0, 0, 0), (0, 1, 0)], sizes=[{"width.0": 17}, {"width.0": 40}])
+    >>> lanes.attach(rule, hyper)
+
+All lanes' weights lie in one flat buffer, gradients in another: each lane's forward and backward pass run at its own
+exact sizes (nothing is padded), the optimiser once over all. A lane's arithmetic does not depend on its neighbours.
+
+A gated lane is laid out for the units that its membership can reach now; when it is laid anew, its weights and
+optimiser state go home to tensors of maximum size and come back from there.
+
+Legend of shape suffixes: K lanes, N units of a gate, B batch, O outputs, R rows, T a whole flat buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.flow import Use
+from search_spaces.materialise import kept_units, narrowed, pruned
+from search_spaces.width import HeldGate, gates_of
+from trials.lanes.initial import Identity, Start, is_fixed
+from trials.lanes.layout import Layout
+from trials.lanes.masks import newcomers, rest, speaking
+from trials.lanes.places import Places, cut, paste, places
+from trials.lanes.program import in_chunks, loss_of
+from trials.optimisers import Optimiser, Rule
+
+
+class LoopedLanes:
+    """K lanes of one network.
+
+    Args:
+        start: the network's flow at maximum size, and how lanes begin.
+        gated: lanes keep their gates, whose grades `regate` sets; without, each is a plain network of whole sizes.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        loss: str = "cross_entropy",
+        gated: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.start, self.flow, self.loss, self.gated = start, start.flow, loss, gated
+        self.device, self.dtype = torch.device(device), dtype
+        self.gates = list(start.gates)
+        self._fixed = is_fixed(start.flow)
+
+    # -- laying out --------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        identities: Sequence[Identity],
+        sizes: Sequence[Mapping[str, int]],
+        live: Sequence[Mapping[str, float]] | None = None,
+    ) -> None:
+        """Fresh lanes, laid out at `sizes` by gate and initialised for the real sizes `live`."""
+        like = torch.zeros((), dtype=self.dtype, device=self.device)
+        self.live = [dict(lane) for lane in live or sizes]
+        self._home = [
+            self.start.weights(identity, lane, like) for identity, lane in zip(identities, self.live, strict=True)
+        ]
+        self._members: list[dict[str, Tensor]] = []
+        self._home_state: list[dict[str, dict[str, Tensor]]] = [{} for _ in identities]
+        self._lay(sizes)
+
+    def _lay(self, sizes: Sequence[Mapping[str, int]]) -> None:
+        """Build every lane's module at `sizes`, its parameters views of one buffer, filled from home."""
+        kept = [self._kept(lane) for lane in sizes]
+        self.sizes = [tuple(len(units[gate]) for gate in self.gates) for units in kept]
+        self.modules: list[nn.Module] = [self._module(units) for units in kept]
+        self.places = [places(self.flow, units, self.device) for units in kept]
+        names = [[name for name, _ in module.named_parameters()] for module in self.modules]
+        self.names = names[0]
+        self._part = {name: i for i, name in enumerate(self.names)}
+        shapes = [[(p.numel(), 1) for p in module.parameters()] for module in self.modules]
+        self.layout = Layout(shapes)
+        self.weights_T = self.layout.zeros(self.device, self.dtype)
+        self.gradients_T = self.layout.zeros(self.device, self.dtype)
+        for lane, module in enumerate(self.modules):
+            for i, (path, parameter) in enumerate(list(module.named_parameters())):
+                view = self._view(self.weights_T, lane, i).view(parameter.shape)
+                home = self._home[lane].get(path)
+                view.copy_(parameter.detach() if home is None else cut(home, self.places[lane].get(path)))
+                owner, _, name = path.rpartition(".")
+                new = nn.Parameter(view)
+                new.grad = self._view(self.gradients_T, lane, i).view(parameter.shape)
+                setattr(module.get_submodule(owner), name, new)
+        self.alive_T: Tensor | None = None
+
+    def _kept(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        if self._fixed and self.gated:
+            return {name: torch.arange(group.size) for name, group in self.flow.groups.items()}
+        return kept_units(self.flow, sizes)
+
+    def _module(self, kept: Mapping[str, Tensor]) -> nn.Module:
+        whole = all(len(units) == self.flow.groups[name].size for name, units in kept.items())
+        if not self.gated:
+            module: nn.Module = pruned(self.flow, kept)
+        else:
+            module = copy.deepcopy(self.flow.graph) if whole else narrowed(self.flow, kept)
+        return module.to(self.device, self.dtype).train()
+
+    def _view(self, buffer_T: Tensor, lane: int, part: int) -> Tensor:
+        return self.layout.lane_view(buffer_T, lane, part)
+
+    # -- optimiser ---------------------------------------------------------------------------------------------------
+
+    def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
+        self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
+        spread = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
+        self.optimiser = Optimiser(rule, spread, self.weights_T)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Learning rates as the parametrisation wants them, and 0 where a weight is no member."""
+        lr_T = self.layout.spread(self.hyper["lr"])
+        for lane, sizes in enumerate(self.live):
+            rates = self.start.rates(sizes)
+            for i, name in enumerate(self.names):
+                if (rate := rates.get(name, 1.0)) != 1.0:
+                    self._view(lr_T, lane, i).mul_(rate)
+        self.optimiser.hyper["lr"] = lr_T if self.alive_T is None else lr_T * self.alive_T
+
+    # -- gates -------------------------------------------------------------------------------------------------------
+
+    def regate(
+        self,
+        grades: Sequence[Tensor],
+        reach: Sequence[tuple[int, ...]],
+        live: Tensor,
+        batch: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
+        if not self._fixed and list(reach) != self.sizes:
+            self._relay(reach)
+        self.sample(grades)
+        alive_T = torch.ones_like(self.weights_T)
+        members: list[dict[str, Tensor]] = []
+        for lane in range(len(self.modules)):
+            laid = self.sizes[lane]
+            member = {name: grades[g][lane, : laid[g]] > 0 for g, name in enumerate(self.gates)}
+            for name, rows_O, columns_I in speaking(self.flow.uses, member):
+                if name in self._part:
+                    rest(self._view(alive_T, lane, self._part[name]), rows_O, columns_I)
+            if self._members:
+                for path, new in newcomers(self.flow.uses, self._members[lane], member):
+                    norm = self.modules[lane].get_submodule(path)
+                    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+                        norm.running_mean[new], norm.running_var[new] = 0.0, 1.0  # type: ignore[index]
+            members.append(member)
+        self._members = members
+        self.alive_T = alive_T
+        self._set_rates()
+        for slot, state_T in self.optimiser.state.items():
+            if not slot.startswith("power"):
+                state_T.mul_(alive_T)
+
+    def sample(self, grades: Sequence[Tensor]) -> None:
+        for lane, module in enumerate(self.modules):
+            held = gates_of(module)
+            for g, name in enumerate(self.gates):
+                gate = held[name]
+                assert isinstance(gate, HeldGate)
+                gate.m = grades[g][lane, : gate.maximum].to(self.device, self.dtype)
+
+    def _relay(self, reach: Sequence[tuple[int, ...]]) -> None:
+        """Weights, optimiser state and running statistics go home; the lanes that changed are cut anew."""
+        statistics = []
+        for lane, module in enumerate(self.modules):
+            for i, name in enumerate(self.names):
+                place = self.places[lane].get(name)
+                self._go_home(self._home[lane], name, self._view(self.weights_T, lane, i), module, place)
+                for slot, state_T in self.optimiser.state.items():
+                    state = self._home_state[lane].setdefault(slot, {})
+                    self._go_home(state, name, self._view(state_T, lane, i), module, place, slot)
+            statistics.append(_statistics(module, self.flow.uses, self.places[lane]))
+        self._lay([dict(zip(self.gates, lane, strict=True)) for lane in reach])
+        self.attach(self.rule, self.hyper)
+        for lane, module in enumerate(self.modules):
+            for i, name in enumerate(self.names):
+                place = self.places[lane].get(name)
+                for slot, state_T in self.optimiser.state.items():
+                    view = self._view(state_T, lane, i)
+                    view.copy_(cut(self._home_state[lane][slot][name], place).reshape(view.shape))
+            _restore(module, statistics[lane], self.places[lane])
+
+    def _go_home(
+        self,
+        home: dict[str, Tensor],
+        name: str,
+        view: Tensor,
+        module: nn.Module,
+        place: Places | None,
+        slot: str = "",
+    ) -> None:
+        parameter = module.get_parameter(name)
+        if name not in home:
+            full = self.flow.graph.get_parameter(name).detach().to(self.device, self.dtype)
+            home[name] = full.clone() if not slot else torch.full_like(full, 1.0 if slot.startswith("power") else 0.0)
+        paste(home[name], view.view(parameter.shape), place)
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def step(self, x: Tensor, y_BO: Tensor) -> None:
+        self.gradients_T.zero_()
+        with torch.enable_grad():
+            for lane, module in enumerate(self.modules):
+                torch.autograd.backward(loss_of(self.loss, module(self._own(x, lane)), y_BO))
+        self.optimiser.step(self.weights_T, self.gradients_T)
+
+    def _own(self, x: Tensor, lane: int) -> Tensor:
+        return x[lane] if x.dim() > self.flow.example.dim() else x
+
+    def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
+        found = [
+            torch.zeros(len(self.modules), self.flow.groups[gate].size, dtype=self.dtype, device=self.device)
+            for gate in self.gates
+        ]
+        for lane, module in enumerate(self.modules):
+            held = gates_of(module)
+            with torch.enable_grad(), still(module):
+                leaves = []
+                for gate in self.gates:
+                    held[gate].m = held[gate].m.detach().requires_grad_()  # type: ignore[operator]
+                    leaves.append(held[gate].m)
+                loss = loss_of(self.loss, module(self._own(x, lane)), y_BO)
+                gradients = torch.autograd.grad(loss, leaves)  # type: ignore[arg-type]
+            for g, gate in enumerate(self.gates):
+                found[g][lane, : held[gate].maximum] = gradients[g]
+                held[gate].m = held[gate].m.detach()  # type: ignore[operator]
+        return found
+
+    def predict(self, x: Tensor) -> Tensor:
+        found = []
+        with torch.no_grad():
+            for lane, module in enumerate(self.modules):
+                module.eval()
+                found.append(torch.cat([module(part) for part in in_chunks(self._own(x, lane))]).mT)
+                module.train()
+        return torch.stack(found)
+
+    def module(self, lane: int) -> nn.Module:
+        return copy.deepcopy(self.modules[lane])
+
+
+@contextlib.contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """A pass in which batch norms see their batch but remember nothing of it."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if tracked is not None:
+                norm.num_batches_tracked = tracked
+
+
+def _statistics(
+    module: nn.Module, uses: Sequence[Use], places: Mapping[str, Places]
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Each batch norm's running mean and variance, and the channels they belong to."""
+    found = {}
+    for use in uses:
+        norm = module.get_submodule(use.path) if use.kind == "norm" else None
+        rows = places.get(f"{use.path}.weight", (None, None))[0]
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and rows is not None:
+            assert norm.running_var is not None
+            found[use.path] = (rows, norm.running_mean.clone(), norm.running_var.clone())
+    return found
+
+
+def _restore(
+    module: nn.Module, statistics: Mapping[str, tuple[Tensor, Tensor, Tensor]], places: Mapping[str, Places]
+) -> None:
+    for path, (old, mean, variance) in statistics.items():
+        norm = module.get_submodule(path)
+        rows = places[f"{path}.weight"][0]
+        assert rows is not None
+        width = int(max(old.max(), rows.max())) + 1
+        for name, value, fresh in (("running_mean", mean, 0.0), ("running_var", variance, 1.0)):
+            full = torch.full((width,), fresh, dtype=value.dtype, device=value.device)
+            full[old] = value
+            getattr(norm, name).copy_(full[rows])

@@ -1,0 +1,70 @@
+"""What every program of lanes can do, whatever it is made of: the contract between a run and its lanes.
+
+    dense     multi-layer perceptrons at exact sizes, gradients by hand      (`dense.py`, gated by `gated.py`)
+    per_lane  any module, one lane after the other at its own sizes          (`looped.py`)
+    grouped   any module under vmap; a convolution of lanes is a grouped one (`vmapped.py`)
+    unfolded  any module under vmap; a convolution is unfold and a product   (`vmapped.py`)
+
+Legend of shape suffixes: K lanes, G gates, N units of a gate, B batch, O outputs, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trials.optimisers import Rule
+
+Identity = tuple[int, int, int]  # search seed, trial number, replicate
+
+
+class Program(Protocol):
+    """K lanes that train together. `sizes` are each lane's sizes as laid out, which its FLOPs follow."""
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Each lane's sizes as laid out."""
+
+    def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
+        """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
+
+    def regate(
+        self,
+        grades: Sequence[Tensor],
+        reach: Sequence[tuple[int, ...]],
+        live: Tensor,
+        batch: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take new grades ([K, N] a gate), laying lanes out for `reach` units; `live` are the real sizes [K, G].
+        `batch` is what gradients at new units are taken on, where growth asks for them."""
+
+    def sample(self, grades: Sequence[Tensor]) -> None:
+        """Take random grades for the coming step: members stay members."""
+
+    def step(self, x: Tensor, y_BO: Tensor) -> None:
+        """One training step; x is [B, ...] for all lanes or [K, B, ...] when each has its own."""
+
+    def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
+        """d(lane loss on this batch)/d(grade), [K, N] a gate; nothing else changes."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Every lane's outputs, [K, O, R]."""
+
+    def module(self, lane: int) -> nn.Module:
+        """A lane as a module of its own, with held gates where it has any; weights are copies."""
+
+
+def loss_of(kind: str, outputs_BO: Tensor, y_BO: Tensor) -> Tensor:
+    """The loss of one lane: cross-entropy with target probabilities, or half the squared error summed over outputs."""
+    if kind == "cross_entropy":
+        return functional.cross_entropy(outputs_BO, y_BO)
+    return 0.5 * (outputs_BO - y_BO).square().sum(1).mean()
+
+
+def in_chunks(x: Tensor, rows: int = 1024) -> Sequence[Tensor]:
+    """Rows in pieces that fit a cache, so that predicting many never needs much memory."""
+    return torch.split(x, rows)

@@ -1,0 +1,70 @@
+"""A trial trained once more, exactly as it was, for the sake of its weights: they are a function of its point and seed.
+
+    >>> again = reproduce(plan, trial)
+    >>> again.network(again.example).shape
+    torch.Size([2, 10])
+
+Of several replicates the first is kept. The network is plain: gates folded, channels pruned, at the whole sizes nearest
+to those where the training ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.flow import Flow, Untraceable
+from search_spaces.materialise import masked, materialise
+from search_spaces.width import HeldGate, gates_of
+from trials.fused import FusedRun
+from trials.plan import Plan
+from trials.records import Bundle, Outcome, Trial
+from trials.train import Trainer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reproduced:
+    """A trial's network, an input that it reads, and the trial's outcome, measured anew."""
+
+    network: nn.Module
+    example: Tensor
+    outcome: Outcome
+
+
+def reproduce(plan: Plan, trial: Trial, device: torch.device | str = "cpu") -> Reproduced:
+    """Train a trial of a fused search again and take its network."""
+    assert plan.task is not None
+    assert plan.network is not None
+    run = FusedRun(
+        plan,
+        Bundle(search_id=trial.search_id, id="again", generation=0, trials=(trial,)),
+        Trainer(plan, device).rows,
+        torch.device(device),
+    )
+    outcome = next(record for record in run.records() if isinstance(record, Outcome))
+    module = run.program.module(0).cpu().eval()
+    sizes = {gate: int(n) for gate, n in plan.network.named(plan.network.sizes(outcome.rounded)).items()}
+    example = torch.zeros(2, *plan.task.shape)
+    return Reproduced(network=plain_of(module, example, sizes), example=example, outcome=outcome)
+
+
+def plain_of(module: nn.Module, example: Tensor, sizes: dict[str, int]) -> nn.Module:
+    """The plain network of a lane's module at whole sizes, a run-time factor of its grades folded into its weights."""
+    gates = gates_of(module)
+    own = {name: min(sizes[name], gate.maximum) for name, gate in gates.items()}
+    try:
+        flow = Flow(module, example)
+    except Untraceable:
+        return masked(module, own)
+    factors = {name: float(gate.m.max()) for name, gate in gates.items() if isinstance(gate, HeldGate)}
+    with torch.no_grad():
+        for use in {use.path: use for use in flow.uses if use.kind in ("linear", "conv")}.values():
+            columns = [
+                torch.full((segment.length,), factors.get(segment.group.root.gate or "", 1.0)) for segment in use.inputs
+            ]
+            weight = flow.graph.get_parameter(f"{use.path}.weight")
+            column_I = torch.cat(columns).to(weight)
+            weight.mul_(column_I.view(1, -1, *(1,) * (weight.dim() - 2)))
+    return materialise(flow, own)
