@@ -252,6 +252,8 @@ class Own(Network):
             faults.append(f"network.options: must be a mapping of the function's arguments, but got {options!r}.")
         if self.parametrisation == "ntk":
             faults.append("network.parametrisation: ntk needs one of our networks; take sp or mup for your own.")
+        if self.growth in GROWTHS and self.growth != "fresh":
+            faults.append(f"network.growth: {self.growth} needs one of our networks; take fresh for your own.")
         return faults
 
     @property

@@ -5,13 +5,18 @@ Legend of shape suffixes: K lanes, N units of a gate, B batch, O outputs.
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from search_spaces.networks import ConvNet, Network, Residual
+from search_spaces.networks import MLP, ConvNet, Network, Residual
 from search_spaces.realise import Realised, realise
+from trials.lanes.dense import DenseShape
+from trials.lanes.gated import DenseProgram
 from trials.lanes.initial import Start
 from trials.lanes.looped import LoopedLanes
 from trials.lanes.vmapped import VmappedLanes
@@ -99,3 +104,182 @@ def test_ways_agree_through_growth_and_shrinking(way: str, case: str, membership
         journey(way, case, membership, rule), journey("per_lane", case, membership, rule), strict=True
     ):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_ways_agree_when_each_lane_has_a_batch_of_its_own(way: str) -> None:
+    found, want = (journey(w, "convnet", "band", "sgd", own=True) for w in (way, "per_lane"))
+    for got, right in zip(found, want, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-8, atol=1e-9)
+
+
+# -- against torch itself ----------------------------------------------------------------------------------------------
+
+
+def whole_lanes(way: str, case: str, sizes: list[int], rule: str, dtype: torch.dtype = torch.float64) -> Any:
+    """Lanes of whole sizes, the same at every gate."""
+    found, start, _ = built(case)
+    named = [dict.fromkeys(found.gates, n) for n in sizes]
+    kind: Any = LoopedLanes if way == "per_lane" else VmappedLanes
+    lanes = kind(start, dtype=dtype, **({} if way == "per_lane" else {"way": way}))
+    lanes.begin([(0, k, 0) for k in range(len(sizes))], named)
+    lanes.attach(RULES[rule], hyper(len(sizes)))
+    if way != "per_lane":
+        widths = Widths(
+            [GateKind(name=name, maximum=gate.maximum) for name, gate in found.gates.items()],
+            torch.tensor([[float(n)] * len(found.gates) for n in sizes]),
+        )
+        lanes.regate(widths.grades(), lanes.sizes, widths.sizes_KG)
+    return lanes
+
+
+def alone(case: str, sizes: list[int], rule: str) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
+    """As many really narrow networks of plain layers, each with torch's own optimiser."""
+    lanes, values, found = whole_lanes("per_lane", case, sizes, rule), hyper(len(sizes)), []
+    for k in range(len(sizes)):
+        module = copy.deepcopy(lanes.module(k)).train()
+        lr, decay = float(values["lr"][k]), float(values["weight_decay"][k])
+        optimiser: torch.optim.Optimizer
+        if rule == "sgd":
+            optimiser = torch.optim.SGD(module.parameters(), lr=lr, momentum=float(values["momentum"][k]))
+        else:
+            betas = (float(values["beta1"][k]), float(values["beta2"][k]))
+            optimiser = torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=decay)
+        found.append((module, optimiser))
+    return found
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("way", WAYS)
+def test_lanes_equal_narrow_networks_in_torchs_own_loop(way: str, case: str, rule: str) -> None:
+    """Batch norms included: statistics of the batch in training, running ones in prediction."""
+    sizes, shape = [3, 8, 5], CASES[case][1]
+    lanes, loops = whole_lanes(way, case, sizes, rule), alone(case, sizes, rule)
+    for step in range(12):
+        x, y_BO = batch_of(shape, step)
+        lanes.step(x, y_BO)
+        for module, optimiser in loops:
+            optimiser.zero_grad()
+            functional.cross_entropy(module(x), y_BO).backward()
+            optimiser.step()
+    x, _ = batch_of(shape, 77)
+    for got, (module, _) in zip(lanes.predict(x), loops, strict=True):
+        torch.testing.assert_close(got.mT, module.eval()(x), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_lane_does_not_depend_on_its_neighbours_not_even_on_one_that_is_lost(way: str) -> None:
+    """Bitwise: in other company of the same shape class, and beside a lane that leaves the finite numbers."""
+    found = []
+    for sizes, spoilt in (([5, 8, 6], False), ([5, 8, 6], True), ([5, 8, 7], False)):
+        lanes = whole_lanes(way, "convnet", sizes, "sgd", torch.float32)
+        if spoilt:
+            values = hyper(3)
+            values["lr"][2] = 1e30
+            lanes.attach(RULES["sgd"], values)
+            if way != "per_lane":
+                lanes.regate(*regated(sizes))
+        for step in range(8):
+            x, y_BO = batch_of((2, 6, 6), step)
+            lanes.step(x.float(), y_BO.float())
+        found.append(lanes.predict(batch_of((2, 6, 6), 9)[0].float()))
+    assert not found[1][2].isfinite().all()
+    for other in found[1:]:
+        assert torch.equal(other[:2], found[0][:2])
+
+
+def regated(sizes: list[int]) -> tuple[list[Tensor], list[tuple[int, ...]], Tensor]:
+    n_KG = torch.tensor([[float(n)] * 2 for n in sizes])
+    widths = Widths([GateKind(name=f"width.{g}", maximum=8) for g in range(2)], n_KG)
+    return widths.grades(), [(8, 8)] * len(sizes), widths.sizes_KG
+
+
+# -- growth ------------------------------------------------------------------------------------------------------------
+
+GROWING: dict[str, tuple[Network, tuple[int, ...]]] = {
+    **{name: CASES[name] for name in ("convnet", "residual", "residual of rows")},
+    "rows without norm": (Residual(stages=1, blocks=1, width=8, norm="none", activation="tanh"), (5,)),
+    "mlp": (MLP(layers=2, width=8, activation="tanh"), (5,)),
+}
+
+
+def grown_lane(case: str, way: str, growth: str) -> tuple[Any, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """A trained lane of whole sizes 3, its outputs, and those after each gate has grown to 5."""
+    network, shape = GROWING[case]
+    found = realise(network, shape, OUTPUTS)
+    widths, wider = (widths_of(found, "interval", [[n] * len(found.gates)]) for n in (3.0, 5.0))
+    if way == "dense":
+        dense = DenseShape(inputs=5, outputs=OUTPUTS, activation="tanh", maxima=(8, 8))
+        lanes: Any = DenseProgram(dense, BATCH, gated=True, growth=growth, dtype=torch.float64)
+        lanes.begin([(0, 0, 0)], widths.reach(), [(3.0, 3.0)])
+    else:
+        assert found.flow is not None
+        start = Start(flow=found.flow, gates=tuple(found.gates))
+        options = {"gated": True} if way == "per_lane" else {"way": way}
+        kind: Any = LoopedLanes if way == "per_lane" else VmappedLanes
+        lanes = kind(start, growth=growth, dtype=torch.float64, **options)
+        named = [dict.fromkeys(found.gates, n) for n in (8, 3.0)]
+        lanes.begin([(0, 0, 0)], [named[0]], [named[1]])
+    lanes.attach(RULES["sgd"], hyper(1))
+    lanes.regate(widths.grades(), widths.reach(), widths.sizes_KG)
+
+    def read(seed: int) -> tuple[Tensor, Tensor]:
+        x, y_BO = batch_of(shape, seed)
+        return (functional.pad(x, (1, 0), value=1.0) if way == "dense" else x), y_BO
+
+    for step in range(4):
+        lanes.step(*read(step))
+    before = lanes.predict(read(9)[0]).clone()
+    lanes.regate(wider.grades(), wider.reach(), wider.sizes_KG, read(4))
+    return lanes, before, lanes.predict(read(9)[0]), read(4)
+
+
+WAYS_OF = [(case, way) for case in GROWING for way in (("dense", "per_lane") if case == "mlp" else WAYS)]
+
+
+@pytest.mark.parametrize(("case", "way"), WAYS_OF)
+@pytest.mark.parametrize(("growth", "harm"), [("zero", 1e-12), ("net2net", 1e-12), ("gradmax", 0.05)])
+def test_growth_that_keeps_the_function_does_so_in_every_way(case: str, way: str, growth: str, harm: float) -> None:
+    """gradmax's units are off 0 by a thousandth of an initial weight, so that a relu lets a gradient through."""
+    _, before, after, _ = grown_lane(case, way, growth)
+    torch.testing.assert_close(after, before, rtol=harm, atol=harm)
+
+
+@pytest.mark.parametrize(("case", "way"), WAYS_OF)
+def test_fresh_growth_does_harm_and_scaled_growth_a_tenth_of_it_or_so(case: str, way: str) -> None:
+    harm = {}
+    for growth in ("fresh", "scaled"):
+        _, before, after, _ = grown_lane(case, way, growth)
+        harm[growth] = float((after - before).norm())
+    assert 0 < harm["scaled"] < 0.3 * harm["fresh"]
+
+
+@pytest.mark.parametrize("way", ["per_lane", "dense"])
+def test_gradmax_has_the_steepest_gradient_of_all_directions(way: str) -> None:
+    """|dL/d(incoming)| of the first new unit is c sigma_1, and no other outgoing vector of that length has more."""
+    case, gate = ("mlp", 1) if way == "dense" else ("rows without norm", 1)
+    lanes, _, _, (x, y_BO) = grown_lane(case, way, "gradmax")
+    module = lanes.module(0).double()
+    x = x[:, 1:] if way == "dense" else x
+    writer, reader = ("linears.1", "linears.2") if way == "dense" else ("blocks.0.first", "blocks.0.second")
+    incoming, outgoing = module.get_submodule(writer).weight, module.get_submodule(reader).weight
+    unit, others = 3, range(3, 5)
+
+    def steepness(direction: Tensor) -> float:
+        with torch.no_grad():
+            incoming[others] = 0.0
+            outgoing[:, others] = 0.0
+            outgoing[:, unit] = direction
+        loss = functional.cross_entropy(module(x), y_BO)
+        wanted = [incoming, *([bias] if (bias := module.get_submodule(writer).bias) is not None else [])]
+        gradients = torch.autograd.grad(loss, wanted)
+        return float(torch.cat([g[unit].flatten() for g in gradients]).norm())
+
+    chosen = outgoing[:, unit].detach().clone()
+    generator = torch.Generator().manual_seed(gate)
+    found = steepness(chosen)
+    assert found > 1e-6
+    for _ in range(50):
+        other = torch.randn(len(chosen), generator=generator, dtype=torch.float64)
+        assert steepness(other / other.norm() * chosen.norm()) <= found * (1 + 1e-9)

@@ -147,12 +147,18 @@ class DenseLanes:
             self._initialise_lane(lane)
 
     def _initialise_lane(self, lane: int) -> None:
+        for view, start in zip(self.matrices(lane), self.initial(lane), strict=True):
+            view.copy_(start)
+
+    def initial(self, lane: int) -> list[Tensor]:
+        """The weights that a lane begins with, as it is laid out."""
         seed, number, replicate = self.identities[lane]
-        for i in range(self.hidden + 1):
-            view = self.layout.lane_view(self.weights_T, lane, i)
+        found = []
+        for i, view in enumerate(self.matrices(lane)):
             drawn = normal(fold(seed, "init", number, replicate, i), view.shape[0], view.shape[1] - 1, self.device)
-            view[:, 0] = 0.0
-            view[:, 1:] = drawn.to(self.dtype) * self._scaling(self.live[lane], i, "sgd").std
+            weights = drawn.to(self.dtype) * self._scaling(self.live[lane], i, "sgd").std
+            found.append(functional.pad(weights, (1, 0)))
+        return found
 
     def _scaling(self, sizes: Sequence[float], i: int, optimizer: str) -> Scaling:
         """The scaling of a layer at real hidden sizes."""
@@ -254,6 +260,15 @@ class DenseLanes:
                 found[lane].insert(0, self.units[i].lane_view(product_T, lane, 0)[1:].sum(1))
             self._through(i)
         return found
+
+    def growth_matrix(self, lane: int, i: int, x_BI: Tensor, y_BO: Tensor) -> Tensor:
+        """GradMax's matrix for layer i of a lane: dL/d(what the next layer writes) times what layer i reads, biases
+        included, [next, 1 + inputs]."""
+        self.grade_gradients(x_BI, y_BO)
+        last = i + 1 == self.hidden
+        delta_RB = self._top_KOB[lane] if last else self.units[i + 1].lane_view(self._delta[i + 1], lane, 0)[1:]
+        read_BI = x_BI if i == 0 else self.units[i - 1].lane_view(self._gated[i - 1], lane, 0).mT
+        return delta_RB @ read_BI
 
     # -- the step ----------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from search_spaces.growth import Units, grown
 from search_spaces.mlp import GatedMLP
 from search_spaces.width import HeldGate, gates_of, held
 from trials.lanes.dense import DenseLanes, DenseShape
+from trials.lanes.growing import AWAKE
+from trials.lanes.masks import as_long
 from trials.lanes.program import Identity
+from trials.noise import fold, uniform
 from trials.optimisers import Rule
 
 
@@ -35,10 +39,11 @@ class DenseProgram:
         batch: int,
         *,
         gated: bool = False,
+        growth: str = "fresh",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.shape, self.batch, self.gated = shape, batch, gated
+        self.shape, self.batch, self.gated, self.growth = shape, batch, gated, growth
         self.device, self.dtype = torch.device(device), dtype
 
     def begin(
@@ -50,6 +55,7 @@ class DenseProgram:
         """Fresh lanes, laid out at `sizes` and initialised for the real sizes `live`."""
         self.dense = DenseLanes(self.shape, sizes, self.batch, gated=self.gated, device=self.device, dtype=self.dtype)
         self.dense.initialise(identities, live=live)
+        self._members: list[list[Tensor]] = []
 
     @property
     def sizes(self) -> list[tuple[int, ...]]:
@@ -69,7 +75,36 @@ class DenseProgram:
         self.dense.now = [tuple(lane) for lane in live.tolist()]
         if list(reach) != self.dense.sizes:
             self.dense.resize(reach)
-        self.dense.grade(self._by_lane(grades))
+        by_lane = self._by_lane(grades)
+        if self._members and self.growth != "fresh":
+            self._grow(by_lane, batch)
+        self._members = [[m_N > 0 for m_N in lane] for lane in by_lane]
+        self.dense.grade(by_lane)
+
+    def _grow(self, by_lane: Sequence[Sequence[Tensor]], batch: tuple[Tensor, Tensor] | None) -> None:
+        """Rewrite the weights of units that have become members."""
+        for k, lane in enumerate(by_lane):
+            for g, grades_N in enumerate(lane):
+                living_N = as_long(self._members[k][g], len(grades_N)).to(grades_N.device)
+                new_N = (grades_N > 0) & ~living_N
+                if not new_N.any():
+                    continue
+                seed, number, replicate = self.dense.identities[k]
+                own, start = self.dense.matrices(k), self.dense.initial(k)
+                units = Units(incoming=(own[g],), outgoing=(own[g + 1][:, 1:],))
+                after = grown(
+                    self.growth,
+                    units,
+                    Units(incoming=(start[g],), outgoing=(start[g + 1][:, 1:],)),
+                    living_N=living_N,
+                    new_N=new_N,
+                    grades_N=grades_N,
+                    uniform_N2=uniform(fold(seed, "growth", number, replicate, g), len(new_N), 2).to(own[g]),
+                    matrix_WC=self.dense.growth_matrix(k, g, *batch) if self.growth == "gradmax" and batch else None,
+                    incoming=AWAKE,
+                )
+                units.incoming[0].copy_(after.incoming[0])
+                units.outgoing[0].copy_(after.outgoing[0])
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         self.dense.sample(self._by_lane(grades))

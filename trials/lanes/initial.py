@@ -20,6 +20,7 @@ from search_spaces.flow import Flow, Opaque, Use
 from search_spaces.materialise import channels_of
 from search_spaces.norms import MaskedNorm
 from search_spaces.parametrisation import REFERENCE, Scaling, scaling
+from trials.lanes.places import Places, cut
 from trials.noise import fold, normal
 
 LAYERS = ("linear", "conv", "grouped", "depthwise")
@@ -75,6 +76,20 @@ class Start:
             found[f"{path}.weight"] = (drawn_OI * self.scaling(use, sizes).std).view(shape).to(like)
             if layer.bias is not None:
                 found[f"{path}.bias"] = torch.zeros(shape[0]).to(like)
+        return found
+
+    def initial(
+        self, identity: Identity, sizes: Mapping[str, float], like: Mapping[str, Tensor], place: Mapping[str, Places]
+    ) -> dict[str, Tensor]:
+        """What a lane laid out as `like` would begin with, parameters and running statistics, by path."""
+        whole = {**dict(self.flow.graph.named_parameters()), **dict(self.flow.graph.named_buffers())}
+        whole |= self.weights(identity, sizes, next(iter(like.values())))
+        found = {}
+        for name, view in like.items():
+            own = place.get(name) or place.get(f"{name.rpartition('.')[0]}.weight")
+            if name in whole and view.dim() and not name.endswith(".m"):
+                rows = own and (own[0], own[1] if name.endswith("weight") else None)
+                found[name] = cut(whole[name].detach().to(view), rows)
         return found
 
     def rates(self, sizes: Mapping[str, float]) -> dict[str, float]:

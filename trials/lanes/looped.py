@@ -15,9 +15,8 @@ Legend of shape suffixes: K lanes, N units of a gate, B batch, O outputs, R rows
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +24,12 @@ from torch import Tensor, nn
 from search_spaces.flow import Use
 from search_spaces.materialise import kept_units, narrowed, pruned
 from search_spaces.width import HeldGate, gates_of
+from trials.lanes.growing import Growing, Lane
 from trials.lanes.initial import Identity, Start, is_fixed
 from trials.lanes.layout import Layout
 from trials.lanes.masks import newcomers, rest, speaking
 from trials.lanes.places import Places, cut, paste, places
-from trials.lanes.program import in_chunks, loss_of
+from trials.lanes.program import in_chunks, loss_of, still
 from trials.optimisers import Optimiser, Rule
 
 
@@ -47,6 +47,7 @@ class LoopedLanes:
         *,
         loss: str = "cross_entropy",
         gated: bool = False,
+        growth: str = "fresh",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -54,6 +55,7 @@ class LoopedLanes:
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
         self._fixed = is_fixed(start.flow)
+        self._growing = Growing(start, growth, loss) if growth != "fresh" else None
 
     # -- laying out --------------------------------------------------------------------------------------------------
 
@@ -65,7 +67,8 @@ class LoopedLanes:
     ) -> None:
         """Fresh lanes, laid out at `sizes` by gate and initialised for the real sizes `live`."""
         like = torch.zeros((), dtype=self.dtype, device=self.device)
-        self.live = [dict(lane) for lane in live or sizes]
+        self.identities = list(identities)
+        self.born = self.live = [dict(lane) for lane in live or sizes]
         self._home = [
             self.start.weights(identity, lane, like) for identity, lane in zip(identities, self.live, strict=True)
         ]
@@ -157,6 +160,8 @@ class LoopedLanes:
                     norm = self.modules[lane].get_submodule(path)
                     if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
                         norm.running_mean[new], norm.running_var[new] = 0.0, 1.0  # type: ignore[index]
+                if self._growing is not None:
+                    self._growing.grow(self._as_lane(lane, member, grades), self._batch_of(lane, batch))
             members.append(member)
         self._members = members
         self.alive_T = alive_T
@@ -164,6 +169,23 @@ class LoopedLanes:
         for slot, state_T in self.optimiser.state.items():
             if not slot.startswith("power"):
                 state_T.mul_(alive_T)
+
+    def _as_lane(self, lane: int, now: Mapping[str, Tensor], grades: Sequence[Tensor]) -> Lane:
+        """A lane as growth sees it."""
+        module, identity, place = self.modules[lane], self.identities[lane], self.places[lane]
+        views = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
+        return Lane(
+            views=views,
+            initial=self.start.initial(identity, self.born[lane], views, place),
+            identity=identity,
+            module=module,
+            before=self._members[lane],
+            now=now,
+            grades={name: grades[g][lane, : len(now[name])] for g, name in enumerate(self.gates)},
+        )
+
+    def _batch_of(self, lane: int, batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        return None if batch is None else (self._own(batch[0], lane), batch[1])
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         for lane, module in enumerate(self.modules):
@@ -251,22 +273,6 @@ class LoopedLanes:
 
     def module(self, lane: int) -> nn.Module:
         return copy.deepcopy(self.modules[lane])
-
-
-@contextlib.contextmanager
-def still(module: nn.Module) -> Iterator[None]:
-    """A pass in which batch norms see their batch but remember nothing of it."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, tracked) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            if tracked is not None:
-                norm.num_batches_tracked = tracked
 
 
 def _statistics(

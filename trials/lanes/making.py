@@ -77,15 +77,15 @@ def make(
             parametrisation=network.parametrisation,
             maxima=maxima,
         )
-        lanes = DenseProgram(shape, batch, gated=gated, device=device)
+        lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, device=device)
         lanes.begin(identities, sizes, live)
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)
         start = Start(flow=flow, gates=network.gates, parametrisation=network.parametrisation, optimizer=rule.kind)
         if looped:
-            lanes = LoopedLanes(start, loss=loss, gated=gated, device=device)
+            lanes = LoopedLanes(start, loss=loss, gated=gated, growth=network.growth, device=device)
         else:
-            lanes = VmappedLanes(start, way=plan.way, loss=loss, device=device)
+            lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, device=device)
         lanes.begin(identities, [network.named(lane) for lane in sizes], [network.named(lane) for lane in live])
     lanes.attach(rule, hyper)
     if widths is not None:

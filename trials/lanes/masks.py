@@ -28,6 +28,14 @@ def speaking(uses: Sequence[Use], member: Mapping[str, Tensor]) -> Iterator[tupl
         yield f"{use.path}.bias", rows_O, None
 
 
+def as_long(flags: Tensor, length: int) -> Tensor:
+    """Flags of as many units; those beyond were no members."""
+    out = torch.zeros(length, dtype=torch.bool)
+    shared = min(length, len(flags))
+    out[:shared] = flags[:shared].cpu()
+    return out
+
+
 def newcomers(
     uses: Sequence[Use], before: Mapping[str, Tensor], now: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
@@ -36,16 +44,8 @@ def newcomers(
     for use in uses:
         if use.kind != "norm":
             continue
-        was = {name: _as_long(before[name], len(flags)) for name, flags in now.items()}
+        was = {name: as_long(before[name], len(flags)) for name, flags in now.items()}
         yield use.path, _spread(use.outputs, now) & ~_spread(use.outputs, was)
-
-
-def _as_long(flags: Tensor, length: int) -> Tensor:
-    """Flags of as many units; those beyond were no members."""
-    out = torch.zeros(length, dtype=torch.bool)
-    shared = min(length, len(flags))
-    out[:shared] = flags[:shared].cpu()
-    return out
 
 
 def rest(view: Tensor, rows_O: Tensor, columns_I: Tensor | None) -> None:

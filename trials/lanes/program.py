@@ -10,7 +10,8 @@ Legend of shape suffixes: K lanes, G gates, N units of a gate, B batch, O output
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -68,3 +69,19 @@ def loss_of(kind: str, outputs_BO: Tensor, y_BO: Tensor) -> Tensor:
 def in_chunks(x: Tensor, rows: int = 1024) -> Sequence[Tensor]:
     """Rows in pieces that fit a cache, so that predicting many never needs much memory."""
     return torch.split(x, rows)
+
+
+@contextlib.contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """A pass in which batch norms see their batch but remember nothing of it."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if tracked is not None:
+                norm.num_batches_tracked = tracked

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from search_spaces.materialise import kept_units, narrowed
 from search_spaces.width import gates_of
+from trials.lanes.growing import Growing, Lane
 from trials.lanes.initial import Identity, Start, is_fixed
 from trials.lanes.masks import newcomers, rest, speaking
 from trials.lanes.places import cut, places
@@ -43,6 +44,7 @@ class VmappedLanes:
         *,
         way: str = "unfolded",
         loss: str = "cross_entropy",
+        growth: str = "fresh",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -50,6 +52,7 @@ class VmappedLanes:
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
         self._fixed = is_fixed(start.flow)
+        self._growing = Growing(start, growth, loss) if growth != "fresh" else None
 
     def begin(
         self,
@@ -174,6 +177,8 @@ class VmappedLanes:
                     for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
                         if f"{path}.{name}" in self.buffers:
                             self.buffers[f"{path}.{name}"][k][new] = start
+                if self._growing is not None:
+                    self._growing.grow(self._as_lane(k, member, grades), self._batch_of(k, batch))
             members.append(member)
         self._members = members
         self._alive_KP = alive_KP
@@ -181,6 +186,23 @@ class VmappedLanes:
         for slot, state_KP in self.optimiser.state.items():
             if not slot.startswith("power"):
                 state_KP.mul_(alive_KP)
+
+    def _as_lane(self, k: int, now: Mapping[str, Tensor], grades: Sequence[Tensor]) -> Lane:
+        """A lane as growth sees it."""
+        views = {name: value[k] for name, value in (*self.views.items(), *self.buffers.items())}
+        place = places(self.flow, kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True))), self.device)
+        return Lane(
+            views=views,
+            initial=self.start.initial(self.identities[k], self.born[k], views, place),
+            identity=self.identities[k],
+            module=self.module(k),
+            before=self._members[k],
+            now=now,
+            grades={name: grades[g][k, : len(now[name])] for g, name in enumerate(self.gates)},
+        )
+
+    def _batch_of(self, k: int, batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        return None if batch is None else (batch[0][k] if self._own(batch[0]) else batch[0], batch[1])
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         """Take random grades for the coming step."""
