@@ -18,6 +18,8 @@ from itertools import pairwise
 from typing import Any
 
 BOUNDS = ("parameters", "flops", "activation_bytes")
+#: what a network's costs are called among a trial's metrics, where `flops` is what the trial spent
+COST_METRICS = {"parameters": "parameters", "flops": "forward_flops", "activation_bytes": "activation_bytes"}
 BYTES = 4
 
 #: channels side by side: (the name of their width, or None where it is fixed; their number; how often each stands)

@@ -107,7 +107,8 @@ class Network:
             if parameter.type in ("stride", "depth", "topology"):
                 faults.append(f"space.{name}: {self.words} has no {parameter.type}; drop it or choose another network.")
             elif isinstance(parameter, Width) and name not in self.gates:
-                faults.append(unknown(f"space.{name}", name, self.gates, f"gate of this {self.kind}"))
+                kind = "network" if self.kind == "own" else self.kind
+                faults.append(unknown(f"space.{name}", name, self.gates, f"gate of this {kind}"))
             elif name in self.gates and not isinstance(parameter, Width):
                 faults.append(f"space.{name}: gates a layer, so its type must be width, but got {parameter.type}.")
             elif name == "activation" and self.owns(name):

@@ -134,7 +134,9 @@ def run(
 
         print_dry_run(checked, task, output)
         return 0
-    for note in () if quiet else getattr(task, "notes", ()):
+    from service.rules import gate_notes
+
+    for note in () if quiet else [*getattr(task, "notes", ()), *gate_notes(checked)]:
         say(f"note: {note}")
     return _driven(root, "", (checked, task, spec.parent.absolute()), executor, output, quiet)
 

@@ -26,6 +26,7 @@ def plan_of(spec: SearchSpec, task: Task | Callable[..., Any], way: str = "per_l
         metric=spec.objective.metric,
         mode=spec.objective.mode,
         bounds={name: bound.max for name, bound in spec.constraints.items()},
+        penalty=dict(spec.objective.penalty),
         seeds=spec.replicates.seeds,
         realise=spec.realise,
         way=spec.resources.way if spec.resources.way != "auto" else way,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from search_spaces import Width
+from search_spaces.cost import COST_METRICS
 from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
 from trials.hypergradients import METHODS
@@ -42,7 +43,7 @@ def task_kind_faults(values: Mapping[str, Any]) -> list[str]:
             faults.append("network: is missing, but a task of data trains one; add {kind: mlp, layers: 2}.")
         metric, known = (
             getattr(values.get("objective"), "metric", "auto"),
-            [n for kind in METRICS.values() for n in kind],
+            [*(n for kind in METRICS.values() for n in kind), *COST_METRICS.values()],
         )
         if metric not in ("auto", *known):
             faults.append(unknown("objective.metric", metric, dict.fromkeys(known), "metric"))
@@ -55,6 +56,8 @@ def task_kind_faults(values: Mapping[str, Any]) -> list[str]:
         faults.append(
             f"training: a plain Python objective trains by itself, but got {task!r} and a training; drop one."
         )
+    if getattr(values.get("objective"), "penalty", None):
+        faults.append(f"objective.penalty: prices a network's cost, but the task {task!r} has none; drop it.")
     if values.get("constraints"):
         faults.append(f"constraints: bound the cost of a network, but the task {task!r} has none; drop them.")
     if (budget := values.get("budget")) and not (budget.trials or budget.device_seconds or budget.wall_seconds):
@@ -134,3 +137,14 @@ def _least_sizes(values: Mapping[str, Any]) -> tuple[float, ...]:
     rounds = realise == "rounded" or (realise == "auto" and not moves)
     sizes: tuple[float, ...] = network.sizes(network.rounded(least) if rounds else least)
     return sizes
+
+
+def gate_notes(spec: Any) -> list[str]:
+    """What a checked spec leaves to its network without saying so: gates of the user's own on which it is silent."""
+    if not isinstance(spec.network, Own):
+        return []
+    silent = [(name, units) for name, units, _ in spec.network.found if name not in spec.space.parameters]
+    return [
+        f"network: the space has no width `{name}`, so that gate keeps all of its {units} units"
+        for name, units in silent
+    ]

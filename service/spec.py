@@ -23,7 +23,7 @@ from search_spaces import Invalid, Space, Topology
 from search_spaces.cost import BOUNDS
 from search_spaces.faults import unknown
 from search_spaces.networks import NETWORKS, Network, Own, network_from_dict
-from search_spaces.parameters import parameter_from_dict
+from search_spaces.parameters import is_real, parameter_from_dict
 from search_spaces.space import json_schema
 from service.documents import document, located, override
 from service.rules import METRICS, between_faults, data_faults, is_python, task_kind_faults
@@ -97,14 +97,37 @@ class SearchSection(Section):
         return super().value_faults(where, values) + own
 
 
+def _read_penalty(data: object) -> dict[str, float]:
+    if not isinstance(data, Mapping):
+        raise Invalid([f"objective.penalty: must be a mapping such as {{flops: 1.0e-8}}, but got {data!r}."])
+    faults = [unknown("objective.penalty", name, BOUNDS, "cost") for name in data if name not in BOUNDS]
+    faults += [
+        f"objective.penalty.{name}: must be a number above 0, but got {weight!r}."
+        for name, weight in data.items()
+        if name in BOUNDS and not (is_real(weight) and weight > 0)
+    ]
+    if faults:
+        raise Invalid(faults)
+    return {str(name): float(weight) for name, weight in data.items()}
+
+
+_PENALTY = {
+    "type": "object",
+    "properties": {name: {"type": "number", "exclusiveMinimum": 0} for name in BOUNDS},
+    "additionalProperties": False,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective(Section):
-    """What is optimised. `auto` takes the task's first metric, and the direction in which a metric is better."""
+    """What is optimised. `auto` takes the task's first metric, and the direction in which a metric is better; `penalty`
+    maps costs of the network to what each unit of them takes from the value."""
 
     WHERE = "objective"
 
     metric: str = rule("auto", kind="text")
     mode: str = rule("auto", names=("auto", "min", "max"), what="mode")
+    penalty: Mapping[str, float] = field(default_factory=dict, metadata=part(Mapping, _read_penalty, _PENALTY))
 
     @classmethod
     def parse(cls, data: object, where: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -117,7 +140,8 @@ class Objective(Section):
     def resolved(self, metrics: Mapping[str, str]) -> Objective:
         """With every `auto` filled in; `metrics` maps the task's metrics to their directions."""
         metric = next(iter(metrics)) if self.metric == "auto" else self.metric
-        return Objective(metric=metric, mode=metrics.get(metric, "min") if self.mode == "auto" else self.mode)
+        mode = metrics.get(metric, "min") if self.mode == "auto" else self.mode
+        return replace(self, metric=metric, mode=mode)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What the documents say is true: links lead somewhere, specs are valid, commands and targets exist."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -40,6 +41,8 @@ def test_yaml_blocks_are_valid_specs(text):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_examples_are_valid(path):
     data = yaml.safe_load(path.read_text())
+    if path.stem.startswith("mnist") and not os.environ.get("CONTINUA_DATA"):
+        pytest.skip("CONTINUA_DATA names no directory, so MNIST is not there")
     if "arms" in data:
         comparison = read_comparison(data, path.parent)
         assert len(comparison.judged) >= 2

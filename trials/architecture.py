@@ -35,12 +35,12 @@ class Architecture:
     def _moves(self) -> Moves:
         network, widths = self.plan.network, self.widths
         assert network is not None
-        costs, names = self.plan.costs, tuple(self.plan.bounds)
+        costs, names = self.plan.costs, {*self.plan.bounds, *self.plan.penalty}
 
         def cost(coordinates_KP: Tensor) -> Mapping[str, Tensor]:
             return costs.of(network.named(widths.sizes_of(coordinates_KP)), names)
 
-        return Moves(self.plan.method, widths.scales, widths.coordinates_KP, self.plan.bounds, cost)
+        return Moves(self.plan.method, widths.scales, widths.coordinates_KP, self.plan.bounds, cost, self.plan.penalty)
 
     def draw(self, step: int) -> None:
         """The grades of one step, where they are random."""

@@ -107,16 +107,17 @@ class FusedRun:
         for stop in sorted(measured_at | looked_at):
             for step in range(done, stop):
                 if self._out_of_time():
-                    yield from (self._outcome(i, step, {}) for i in range(len(self.bundle.trials)))
+                    yield from (self._outcome(i, step) for i in range(len(self.bundle.trials)))
                     return
                 self._step(step, order, outer_order)
             done = stop
             metrics = self._measured() if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
-        metrics |= self._measured_whole(metrics)
+        live_KG = self.sizes_KG
+        whole = self._measured_whole(metrics)
         for i in range(len(self.bundle.trials)):
-            yield self._outcome(i, done, metrics)
+            yield self._outcome(i, done, metrics, whole, self._of(i, live_KG.numpy()).mean(0))
 
     def _step(self, step: int, order: Tensor, outer_order: Tensor) -> None:
         if self.architecture is not None:
@@ -190,17 +191,14 @@ class FusedRun:
         found = measure(self.task.kind, logits_KOR, self.scored.y_R, prefix)
         return {name: values_K.cpu().numpy() for name, values_K in found.items()}
 
-    def _measured_whole(self, metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The value at whole sizes with the weights as they are, and what it lost against the real sizes."""
-        if self.plan.metric not in metrics:
-            return {}
-        value_K = rounded_K = metrics[self.plan.metric]
-        if self.architecture is not None and self.plan.fractional:
-            whole = [self.plan.rounded(self._point(i)) for i in range(len(self.bundle.trials))]
-            sizes = [self.network.sizes(point) for point in whole for _ in range(self.plan.seeds)]
-            self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
-            rounded_K = self._scores()[self.plan.metric]
-        return {"rounded_value": rounded_K, "discretisation_gap": rounded_K - value_K}
+    def _measured_whole(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The metrics at whole sizes, with the weights as they are."""
+        if self.architecture is None or not self.plan.fractional:
+            return metrics
+        whole = [self.plan.rounded(self._point(i)) for i in range(len(self.bundle.trials))]
+        sizes = [self.network.sizes(point) for point in whole for _ in range(self.plan.seeds)]
+        self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
+        return self._scores()
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
@@ -233,11 +231,6 @@ class FusedRun:
         sizes = self._architecture_of(i)
         return {name: now(name, value) for name, value in point.items()}
 
-    def _costs_of(self, point: Point) -> dict[str, float]:
-        costs = self.plan.costs.of(self.network.named(self.network.sizes(point)))
-        # `flops` is what a trial spent
-        return {"forward_flops" if name == "flops" else name: float(cost) for name, cost in costs.items()}
-
     def _means(self, i: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {name: float(self._of(i, values_K).mean()) for name, values_K in metrics.items()}
 
@@ -252,19 +245,31 @@ class FusedRun:
             spent=self._spent(i),
         )
 
-    def _outcome(self, i: int, step: int, metrics: Mapping[str, np.ndarray]) -> Outcome:
-        trial, means, point = self.bundle.trials[i], self._means(i, metrics), self._point(i)
-        value = means.get(self.plan.metric, math.nan)
+    def _outcome(
+        self,
+        i: int,
+        step: int,
+        metrics: Mapping[str, np.ndarray] | None = None,
+        whole: Mapping[str, np.ndarray] | None = None,
+        live_G: Sequence[float] = (),
+    ) -> Outcome:
+        trial, point = self.bundle.trials[i], self._point(i)
+        rounded, means = self.plan.rounded(point), self._means(i, metrics or {})
+        value, found = math.nan, {}
+        if metrics and whole:
+            sizes = self.network.sizes(rounded)
+            value = self.plan.worth(means, live_G)
+            at_whole = self.plan.worth(self._means(i, whole), sizes)
+            gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
+            found = {**means, **self.plan.priced(sizes), **gap}
         finite = math.isfinite(value)
-        rounded = self.plan.rounded(point)
-        ending = Ending.COMPLETE if finite else Ending.NAN if metrics else Ending.CANCELLED
         return outcome_of(
             trial,
             self.bundle,
-            ending,
+            Ending.COMPLETE if finite else Ending.NAN if metrics else Ending.CANCELLED,
             point=point,
             value=value if finite else None,
-            metrics={**means, **self._costs_of(rounded)} if means else {},
+            metrics=found,
             rounded=rounded,
             step=step,
             spent=self._spent(i),

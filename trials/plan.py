@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from search_spaces import Point, Space
-from search_spaces.cost import Costs
+from search_spaces.cost import COST_METRICS, Costs
 from search_spaces.networks import Network
 from search_spaces.rounding import excess, round_within
 from trials.hypergradients.method import Method
@@ -19,7 +20,8 @@ from trials.training import Training
 class Plan:
     """A fused search has a `task` and a `network`; a search over plain Python has an `objective` instead.
 
-    `metric` and `mode` say what a trial's value is; `bounds` maps a cost to its greatest value; `evaluations` is how
+    `metric` and `mode` say what a trial's value is; `bounds` maps a cost to its greatest value, `penalty` to
+    what each unit of it adds to the value; `evaluations` is how
     often a training is measured on the split `scored`, the end included; `way` is how lanes of networks other than
     multi-layer perceptrons run (`trials.training.WAYS`).
     """
@@ -33,6 +35,7 @@ class Plan:
     metric: str = "val_error"
     mode: str = "min"
     bounds: Mapping[str, float] = field(default_factory=dict)
+    penalty: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 1
     realise: str = "auto"
     way: str = "per_lane"
@@ -46,6 +49,20 @@ class Plan:
         assert self.network is not None
         assert self.task is not None
         return self.network.costs(self.task.shape, self.task.outputs)
+
+    def priced(self, sizes: Sequence[float]) -> dict[str, float]:
+        """What a network of these sizes costs, as metrics are called: `flops` is what a trial spends."""
+        assert self.network is not None
+        costs = self.costs.of(self.network.named(sizes))
+        return {COST_METRICS[name]: float(cost) for name, cost in costs.items()}
+
+    def worth(self, metrics: Mapping[str, float], sizes: Sequence[float]) -> float:
+        """The value of a network of these sizes that has these metrics: the objective's metric and its penalty; NaN
+        where the metric was not measured."""
+        costs = self.priced(sizes)
+        value = {**metrics, **costs}.get(self.metric, math.nan) if metrics else math.nan
+        penalty = sum(weight * costs[COST_METRICS[name]] for name, weight in self.penalty.items())
+        return value + (penalty if self.mode == "min" else -penalty)
 
     @property
     def augmented(self) -> bool:

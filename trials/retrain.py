@@ -46,6 +46,7 @@ def retrain(search: SearchStore, plan: Plan, points: Sequence[Point], seeds: int
                 method=Method(),
                 realise="rounded",
                 bounds={},
+                penalty={},
                 seeds=1,
                 evaluations=1,
                 scored="test",

@@ -46,6 +46,17 @@ def faults(data: object) -> tuple[str, ...]:
 
 
 REFUSED = [
+    ({"objective": {"penalty": 3}}, "objective.penalty: must be a mapping such as {flops: 1.0e-8}, but got 3."),
+    ({"objective": {"penalty": {"flop": 1}}}, "objective.penalty: unknown cost 'flop'. Did you mean 'flops'?"),
+    ({"objective": {"penalty": {"flops": 0}}}, "objective.penalty.flops: must be a number above 0, but got 0."),
+    (
+        {**PYTHON, "objective": {"penalty": {"flops": 1}}, "network": None, "constraints": None},
+        "objective.penalty: prices a network's cost",
+    ),
+    (
+        {"resources": {"way": "per_lan"}},
+        "resources.way: unknown way of running lanes 'per_lan'. Did you mean 'per_lane'?",
+    ),
     ({"nmae": "x"}, "spec: unknown key 'nmae'. Did you mean 'name'?"),
     ({"name": ""}, "name: must be one line of at most 200 characters, but got ''."),
     ({"name": "two\nlines"}, "name: must be one line"),

@@ -218,6 +218,23 @@ def test_dual_ascent_finds_the_karush_kuhn_tucker_point() -> None:
     assert moves.dual_KC.flatten().tolist() == pytest.approx([bound * 10, 0], abs=1e-4)
 
 
+def test_a_penalty_pulls_as_its_derivative_says() -> None:
+    """min 1/2 |n - t|^2 + w (n_0 n_1): the stationary point solves n_0 + w n_1 = t_0, n_1 + w n_0 = t_1."""
+    target, weight = torch.tensor([[60.0, 40.0]], dtype=torch.float64), 0.25
+    moves = Moves(
+        replace(SGD, lr=0.1 / 99**2),
+        [(1.0, 100.0, False)] * 2,
+        torch.tensor([[5.0, 90.0]], dtype=torch.float64),
+        {},
+        lambda n: {"product": n[:, 0] * n[:, 1]},
+        {"product": weight},
+    )
+    for _ in range(2000):
+        moves.step(moves.n_KG - target)
+    solved = np.linalg.solve([[1, weight], [weight, 1]], [60.0, 40.0])
+    assert moves.n_KG.flatten().tolist() == pytest.approx(solved.tolist(), abs=1e-6)
+
+
 def test_first_order_bilevel_on_the_darts_toy() -> None:
     """L_v = a w - 2a + 1, L_t = (w - a)^2. At xi = 0 the gradient in a is w - 2, blind to w following a; so the loop
     settles at a = w = 2, where the true optimum of L_v(a, w*(a)) = (a - 1)^2 is 1."""
@@ -335,6 +352,34 @@ def test_bounds_pull_the_sizes_under_them() -> None:
         a, b = (float(outcome.point[f"width.{i}"]) for i in range(2))
         assert 5 * a + (a + 1) * b + (b + 1) * 3 <= 60.0 * 1.1
         assert outcome.metrics["parameters"] <= 60.0
+
+
+def test_the_value_is_the_metric_and_the_price_of_the_network() -> None:
+    """At the real sizes for the value, at whole ones for the rounded value; costs may be the objective themselves."""
+    weight = 1e-3
+    plain, priced = (
+        outcomes(trained(plan_of("none", realise="fractional", **p))) for p in ({}, {"penalty": {"parameters": weight}})
+    )
+    for a, b in zip(plain, priced, strict=True):
+        live, whole = ([float(point[f"width.{i}"]) for i in range(2)] for point in (b.point, b.rounded))
+        parameters = [5 * m + (m + 1) * n + (n + 1) * 3 for m, n in (live, whole)]
+        assert b.value == pytest.approx(a.value + weight * parameters[0], rel=1e-12)
+        assert b.metrics["rounded_value"] == pytest.approx(
+            a.metrics["rounded_value"] + weight * parameters[1], rel=1e-12
+        )
+        assert b.metrics["parameters"] == parameters[1]
+    for outcome in outcomes(trained(plan_of("none", metric="forward_flops"))):
+        m, n = (outcome.rounded[f"width.{i}"] for i in range(2))
+        assert outcome.value == 2 * (4 * m + m * n + n * 3)
+
+
+def test_a_penalty_makes_moved_sizes_smaller() -> None:
+    method = Method(kind="descent", warmup=0, every=1)
+    sizes = [
+        [sum(o.point.values()) for o in outcomes(trained(plan_of("descent", method=method, penalty=penalty)))]
+        for penalty in ({}, {"flops": 0.1})
+    ]
+    assert all(priced < free for free, priced in zip(*sizes, strict=True))
 
 
 def test_a_gate_that_does_not_exist_at_a_point_does_not_move() -> None:

@@ -28,6 +28,7 @@ class Moves:
         scales: (low, high, log) of each gate; a gate that does not move has low == high.
         start: the sizes where the lanes begin, [K, G].
         bounds: cost name -> its greatest value.
+        penalty: cost name -> what each unit of it adds to the objective.
         cost: coordinates [K, G] -> cost name -> [K], differentiable.
     """
 
@@ -38,8 +39,9 @@ class Moves:
         start: Tensor,
         bounds: Mapping[str, float],
         cost: Callable[[Tensor], Mapping[str, Tensor]],
+        penalty: Mapping[str, float] | None = None,
     ) -> None:
-        self.method, self.bounds, self.cost = method, dict(bounds), cost
+        self.method, self.bounds, self.cost, self.penalty = method, dict(bounds), cost, dict(penalty or {})
         low, high, log = zip(*scales, strict=True)
         self._low, self._high = (torch.tensor(v, dtype=torch.float64) for v in (low, high))
         self._log = torch.tensor(log)
@@ -55,7 +57,7 @@ class Moves:
         neither its momentum nor its multipliers move it."""
         n_KG = self.n_KG.clone().requires_grad_()
         finite_K1 = gradient_KG.isfinite().all(1, keepdim=True)
-        total_KG = torch.where(finite_K1, gradient_KG.double() + self._dual_gradient(n_KG), 0.0)
+        total_KG = torch.where(finite_K1, gradient_KG.double() + self._cost_gradient(n_KG), 0.0)
         per_unit_KG = torch.where(
             self._log, self.n_KG * (self._high / self._low.clamp(min=1e-300)).log(), self._high - self._low
         )
@@ -76,15 +78,21 @@ class Moves:
         mean_KG = self._mean_KG / (1 - 0.9**self._steps)
         return mean_KG / ((self._square_KG / (1 - 0.99**self._steps)).sqrt() + 1e-12)
 
-    def _dual_gradient(self, n_KG: Tensor) -> Tensor:
-        if not self.bounds:
+    def _cost_gradient(self, n_KG: Tensor) -> Tensor:
+        """d(penalty + multipliers on the bounds)/d(sizes); the multipliers climb."""
+        if not self.bounds and not self.penalty:
             return torch.zeros_like(n_KG)
         costs = self.cost(n_KG)
-        excess_KC = torch.stack([costs[name] / bound - 1.0 for name, bound in self.bounds.items()], 1)
-        with torch.no_grad():
-            self.dual_KC = (self.dual_KC + self.method.dual_lr * excess_KC).clamp(min=0.0)
-            pull_KC = self.dual_KC + self.method.damping * excess_KC.clamp(min=0.0)
-        (gradient_KG,) = torch.autograd.grad(excess_KC, n_KG, pull_KC)
+        total_K = sum((weight * costs[name] for name, weight in self.penalty.items()), n_KG.new_zeros(len(n_KG)))
+        if self.bounds:
+            excess_KC = torch.stack([costs[name] / bound - 1.0 for name, bound in self.bounds.items()], 1)
+            with torch.no_grad():
+                self.dual_KC = (self.dual_KC + self.method.dual_lr * excess_KC).clamp(min=0.0)
+                pull_KC = self.dual_KC + self.method.damping * excess_KC.clamp(min=0.0)
+            total_K = total_K + (pull_KC * excess_KC).sum(1)
+        if not total_K.requires_grad:
+            return torch.zeros_like(n_KG)  # a network whose costs do not depend on its sizes
+        (gradient_KG,) = torch.autograd.grad(total_K.sum(), n_KG)
         return gradient_KG
 
     def _encode(self, n_KG: Tensor) -> Tensor:
