@@ -304,11 +304,13 @@ class Controller:
     # -- packing -----------------------------------------------------------------------------------------------------
 
     def _pack(self, trials: Sequence[Trial], generation: int) -> None:
-        """Bundles of equal signature, the costliest trials first and spread evenly."""
-        by_signature: dict[object, list[Trial]] = {}
+        """Bundles of equal signature and, where lanes are padded, of one shape class: the costliest trials first and
+        spread evenly."""
+        alike: dict[object, list[Trial]] = {}
         for trial in trials:
-            by_signature.setdefault(self.plan.space.signature(trial.point), []).append(trial)
-        for group in by_signature.values():
+            key = (self.plan.space.signature(trial.point), self.plan.shape_class(trial.point))
+            alike.setdefault(key, []).append(trial)
+        for group in alike.values():
             ranked = sorted(group, key=lambda t: (-most_flops(self.plan, t.point), t.number))
             count = -(-len(ranked) // self.lanes)
             for i in range(count):

@@ -12,7 +12,8 @@ def most_flops(plan: Plan, point: Point) -> float:
         return 0.0
     training = plan.training.at(point)
     steps = training.steps(len(plan.task.rows(*plan.train_splits).y))
-    sizes = plan.network.maxima(plan.space) if plan.fractional else plan.network.sizes(plan.rounded(point))
+    own = plan.network.maxima(plan.space) if plan.fractional else plan.network.sizes(plan.rounded(point))
+    sizes = plan.shape_class(point) or own
     named = plan.network.named(sizes)
     step = training.batch_size * plan.costs.training_flops(named)
     moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0

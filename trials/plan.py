@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces import Point, Space
 from search_spaces.cost import COST_METRICS, Costs
-from search_spaces.networks import Network
+from search_spaces.networks import MLP, Network
 from search_spaces.rounding import excess, round_within
 from trials.hypergradients.method import Method
 from trials.tasks import Augment, Task
@@ -63,6 +63,20 @@ class Plan:
         value = {**metrics, **costs}.get(self.metric, math.nan) if metrics else math.nan
         penalty = sum(weight * costs[COST_METRICS[name]] for name, weight in self.penalty.items())
         return value + (penalty if self.mode == "min" else -penalty)
+
+    @property
+    def padded(self) -> bool:
+        """Whether all lanes of a bundle are laid out alike, padded to powers of two."""
+        return self.way != "per_lane" and (self.augmented or not isinstance(self.network, MLP | None))
+
+    def shape_class(self, point: Point) -> tuple[int, ...]:
+        """The sizes that a bundle of such points is laid out at, where it is padded; () where each lane has its own."""
+        if not self.padded:
+            return ()
+        assert self.network is not None
+        maxima = self.network.maxima(self.space)
+        sizes = maxima if self.fractional else self.network.sizes(self.rounded(point))
+        return tuple(min(1 << (math.ceil(n) - 1).bit_length(), most) for n, most in zip(sizes, maxima, strict=True))
 
     @property
     def augmented(self) -> bool:

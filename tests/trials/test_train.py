@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from search_spaces import Point, Space
 from search_spaces.mlp import plain_mlp
-from search_spaces.networks import MLP
+from search_spaces.networks import MLP, Residual
 from trials.hypergradients import Method
 from trials.ledger import epochs, most_flops
 from trials.noise import data_order, fold, normal
@@ -31,7 +31,7 @@ from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial
 from trials.tasks import Task, load
 from trials.train import Trainer
-from trials.training import Training
+from trials.training import WAYS, Training
 
 task = cache(load)
 METRIC = {"classification": "val_loss", "regression": "val_mse"}
@@ -424,3 +424,26 @@ def test_objectives_that_no_time_is_left_for_are_cancelled() -> None:
     found = called(slow(iter([0.15, 0.0, 0.0])), (0.1, 0.2, 0.3), seconds=0.1)
     assert [o.ending for o in found] == [Ending.COMPLETE, Ending.CANCELLED, Ending.CANCELLED]
     assert found[1].spent == Spent()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["none", "bilevel"])
+def test_other_networks_execute_no_more_than_was_foreseen(way: str, kind: str) -> None:
+    """Rounded or moved by a gradient, padded or not; what a bundle of one shape class executes is its classes' cost."""
+    width = {"type": "width", "low": 2, "high": 12, **({"moved_by": "gradient"} if kind != "none" else {})}
+    plan = plan_of(
+        space=Space.from_dict({"width.0": width, "width.0.0": width}),
+        network=Residual(stages=1),
+        training=Training(epochs=2, batch_size=16),
+        method=Method(kind=kind, warmup=2, every=2),
+        way=way,
+    )
+    trials = [(i, {"width.0": a, "width.0.0": b}) for i, (a, b) in enumerate([(5.2, 7.0), (8.0, 6.4)])]
+    assert plan.shape_class(trials[0][1]) == plan.shape_class(trials[1][1])
+    for outcome in Trainer(plan).train(bundle(trials)):
+        if isinstance(outcome, Outcome):
+            assert outcome.error is None
+            foreseen = most_flops(plan, trials[outcome.number][1])
+            assert 0 < outcome.spent.flops < outcome.spent.executed_flops <= foreseen * (1 + 1e-12)
+            if way != "per_lane":
+                assert outcome.spent.executed_flops == pytest.approx(foreseen, rel=1e-9)
