@@ -362,6 +362,8 @@ def best(
             if retrain is not None:
                 say(f"retrained: {retrain_best(Store(witness.root), chosen, retrain)}")
             exported = export_best(chosen, export, overwrite=overwrite) if export is not None else None
+            for note in exported["notes"] if exported else ():
+                say(f"note: {note}")
     else:
         exported = None
     found = {**best_trial(chosen, witness), **({"exported": exported} if exported else {})}

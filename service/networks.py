@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from search_spaces.faults import Invalid
+from search_spaces.materialise import MaskedExport
 from service.planning import plan_of, threads_of
 from service.spec import SearchSpec, check
 from service.summary import best_trial
@@ -63,7 +65,7 @@ def export_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> 
     """Train the best trial once more and write its plain network to `path` (.pt2, .onnx or .py).
 
     Returns:
-        `path`, the trial, `value` and `rounded_value` measured anew, and how inputs are scaled.
+        `path`, the trial, `value` and `rounded_value` measured anew, how inputs are scaled, and notes.
 
     Raises:
         Invalid: when the path is none, or the training did not come to the value stored.
@@ -73,7 +75,8 @@ def export_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> 
     if faults := path_faults(path, overwrite=overwrite):
         raise Invalid(faults)
     best = best_of(search)
-    with threads(threads_of(best.spec)):
+    with threads(threads_of(best.spec)), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", MaskedExport)
         again = reproduce(best.plan, best.trial)
     value, stored = again.outcome.value, best.found["value"]
     if value is None or not math.isclose(value, stored, rel_tol=CLOSE, abs_tol=CLOSE):
@@ -96,6 +99,7 @@ def export_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> 
         "rounded_value": again.outcome.metrics["rounded_value"],
         "parameters": again.outcome.metrics["parameters"],
         "reads": reads,
+        "notes": [str(warning.message) for warning in told if warning.category is MaskedExport],
     }
 
 

@@ -30,8 +30,11 @@ STEPS = {True: 40, False: 8}  # timed steps of each candidate: of dense lanes, o
 POINTS = {True: 16, False: 4}  # trained by every candidate, at least
 PATIENCE = 2  # candidates in a row that must be slower before the search for a better one ends
 SLACK = 1.03
+HOPELESS = 2.0  # times the best so far, at which a way's further lane counts are not tried
 MEMORY_SHARE = 0.5  # of what is free
-MOST_SECONDS = 30.0  # after which no further candidate is begun
+FEW = 128  # rows that a candidate is measured on
+AGAIN = 1.0  # seconds beyond which a candidate is not timed a second time
+MOST_SECONDS = 20.0  # after which no further candidate is begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ def calibrate(
                 break
             times[lanes] = _timed(trainer, points, lanes, POINTS[dense])
             worse = worse + 1 if times[lanes] > min(times.values()) else 0
+            if times[lanes] > HOPELESS * min(s for others in seconds.values() for s in others.values()):
+                break
     flat = [(s, lanes, way) for way, times in seconds.items() for lanes, s in times.items()]
     best = min(flat, default=(0.0, 1, plan.way))
     chosen = min(((lanes, s, way) for s, lanes, way in flat if s <= SLACK * best[0]), default=(1, 0.0, plan.way))
@@ -104,7 +109,7 @@ def _fewer(task: Task, rows: int) -> Task:
         return Split(x=split.x[:most], y=split.y[:most])
 
     return replace(
-        task, train=first(task.train, rows), outer=first(task.outer, rows // 4), selection=first(task.selection, rows)
+        task, train=first(task.train, rows), outer=first(task.outer, rows // 4), selection=first(task.selection, FEW)
     )
 
 
@@ -119,6 +124,8 @@ def _timed(trainer: Trainer, points: Sequence[Point], lanes: int, least: int) ->
             for _ in trainer.train(Bundle(search_id="calibration", id="c", generation=0, trials=trials)):
                 pass
         found.append((time.perf_counter() - began) / sum(map(len, groups)))
+        if time.perf_counter() - began > AGAIN:
+            break
     return min(found)
 
 

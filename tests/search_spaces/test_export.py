@@ -1,0 +1,180 @@
+"""What is exported says what the relaxed network says at whole sizes, read back with none of our code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from search_spaces import Invalid
+from search_spaces.continuous import make_continuous
+from search_spaces.export import FORMATS, export, path_faults
+from search_spaces.flow import Flow
+from search_spaces.materialise import MaskedExport, masked, materialise, plain
+from search_spaces.networks import MLP, ConvNet, Residual
+from search_spaces.realise import module_of
+from search_spaces.width import WidthGate, gates_of
+
+
+def vgg() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(12 * 16, 10), nn.GELU(), nn.Dropout(0.1), nn.Linear(10, 4)),
+    )
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.b, self.norm_b = nn.Conv2d(inner, inner, 3, padding=1, groups=inner), nn.BatchNorm2d(inner)
+        self.c, self.scale = nn.Conv2d(inner, width, 1), nn.Parameter(torch.rand(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.nn.functional.silu(self.norm_a(self.a(x)))
+        return torch.relu(x + self.scale * self.c(torch.relu(self.norm_b(self.b(h)))))
+
+
+def resnet() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Bottleneck(8, 12), Bottleneck(8, 6)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+
+
+IMAGE = (3, 8, 8)
+
+
+def built(name: str) -> tuple[nn.Module, Tensor]:
+    """A relaxed network at whole sizes with statistics of some data, and an input."""
+    torch.manual_seed(0)
+    example = torch.randn(2, *((5,) if name in ("mlp", "rows") else IMAGE))
+    ours = {
+        "mlp": MLP(layers=2, width=9),
+        "rows": Residual(stages=1, width=8),
+        "convnet": ConvNet(layers=2, width=8),
+        "residual": Residual(stages=2, width=8),
+    }
+    if name in ours:
+        network = ours[name]
+        module = module_of(network, example.shape[1:], 4, {gate: network.default(gate) for gate in network.gates})
+    else:
+        module = make_continuous({"vgg": vgg, "resnet": resnet}[name](), example=example)[0]
+    for gate, n in zip(gates_of(module).values(), (3, 5, 2, 6, 4, 7), strict=False):
+        assert isinstance(gate, WidthGate)
+        gate.set(min(n, gate.maximum))
+    module.train()
+    for _ in range(3):
+        module(torch.randn(16, *example.shape[1:]))
+    return module.eval(), example
+
+
+NETWORKS = ("mlp", "rows", "convnet", "residual", "vgg", "resnet")
+
+
+@pytest.mark.parametrize("suffix", list(FORMATS))
+def test_read_back_it_is_the_relaxed_network(suffix: str, tmp_path: Path) -> None:
+    """In a process of its own, where none of our packages can be imported."""
+    for name in NETWORKS:
+        module, example = built(name)
+        x = torch.randn(7, *example.shape[1:])
+        narrow = materialise(Flow(module, example))
+        assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in module.parameters())
+        export(narrow, example, tmp_path / f"{name}{suffix}")
+        torch.save({"x": x, "y": module(x).detach()}, tmp_path / f"{name}.pt")
+    assert not list(tmp_path.glob(".export-*"))
+    script = f"""
+import sys, torch
+for name in ("search_spaces", "trials", "service"):
+    sys.modules[name] = None
+for name in {NETWORKS!r}:
+    {READ[suffix]}
+    truth = torch.load(f"{{name}}.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(network(truth["x"]), truth["y"], rtol=1e-4, atol=1e-5)
+    print(name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.stdout.split() == list(NETWORKS), done.stderr
+
+
+READ = {
+    ".pt2": "network = torch.export.load(name + '.pt2').module()",
+    ".py": "import importlib; network = importlib.import_module(name).load()",
+    ".onnx": """import onnx.reference; evaluator = onnx.reference.ReferenceEvaluator(onnx.load(name + '.onnx'))
+    network = lambda x: torch.from_numpy(evaluator.run(None, {'x': x.numpy()})[0])""",
+}
+
+
+def test_the_python_file_is_readable() -> None:
+    from search_spaces.export_python import written
+
+    module, example = built("mlp")
+    text = written(materialise(Flow(module, example)), "batch, 5")
+    assert "It reads float32 numbers [batch, 5]." in text
+    assert "nn.Linear(in_features=5, out_features=3, bias=True)" in text
+    assert "def forward(self, x):" in text
+    assert "search_spaces" not in text
+
+
+def test_a_network_that_cannot_be_traced_is_exported_with_masks(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gate, self.b = nn.Linear(5, 8), WidthGate("first", 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(x.shape[1] // 5):  # torch.fx cannot count to what it does not know
+                x = self.b(self.gate(torch.relu(self.a(x))))
+            return x
+
+    module = Counting()
+    module.gate.set(3)
+    with pytest.warns(MaskedExport, match="Counting cannot be traced, so it is exported with masks"):
+        fixed = plain(module, torch.zeros(2, 5))
+    with pytest.raises(Invalid, match=r"\.py needs a network that torch.fx can trace, but Counting is none; try .pt2"):
+        export(fixed, torch.zeros(2, 5), tmp_path / "best.py")
+    export(fixed, torch.zeros(2, 5), tmp_path / "best.pt2")
+    x = torch.randn(6, 5)
+    again = torch.export.load(tmp_path / "best.pt2").module()
+    torch.testing.assert_close(again(x), module(x), rtol=1e-5, atol=1e-6)
+    with pytest.warns(MaskedExport):
+        narrower = masked(module, {"first": 1})
+    assert not torch.allclose(narrower(x), module(x))
+
+
+def test_paths_are_judged_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "there.py").write_text("mine")
+    (tmp_path / "there.safetensors").write_text("mine")
+    assert [fault.split(": ")[1].split(" exists")[0] for fault in path_faults(tmp_path / "there.py")] == [
+        str(tmp_path / "there.py"),
+        str(tmp_path / "there.safetensors"),
+    ]
+    (unknown,) = path_faults(tmp_path / "best.pt")
+    assert "Did you mean '.pt2'?" in unknown
+    (nowhere,) = path_faults(tmp_path / "no" / "best.pt2")
+    assert "there is no" in nowhere
+    module, example = built("mlp")
+    with pytest.raises(Invalid):
+        export(module, example, tmp_path / "there.py")
+    assert (tmp_path / "there.py").read_text() == "mine"
+    export(materialise(Flow(module, example)), example, tmp_path / "there.py", overwrite=True)
+    assert "class Network" in (tmp_path / "there.py").read_text()
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x).real
+
+    traced = torch.fx.symbolic_trace(Odd())
+    with pytest.raises(Invalid, match=r"\.py knows torch's own functions"):
+        export(traced, torch.zeros(2, 4), tmp_path / "best.py")
+    assert list(tmp_path.iterdir()) == []
