@@ -21,7 +21,7 @@ from search_spaces.flow import Flow, Group
 from search_spaces.norms import MaskedLayerNorm, MaskedNorm, MaskedRMSNorm
 from search_spaces.parameters import Parameter, Width, is_real
 from search_spaces.space import Space
-from search_spaces.width import Gate, WidthGate
+from search_spaces.width import Gate, GateRow, WidthGate
 
 GUESSES = (32, 28, 64, 224, 96, 16, 128, 299, 8)  # sides of an input image, tried in this order
 
@@ -69,10 +69,11 @@ def make_continuous(
     gates = {id(group): _gated(flow, group, membership) for group in free}
     _mask_norms(flow, gates)
     _insert(flow, gates)
+    ends = {
+        gate.name: (max(1.0, width[0] * gate.maximum), int(width[1] * gate.maximum + 0.5)) for gate in gates.values()
+    }
     parameters: dict[str, Parameter] = {
-        gate.name: Width(low=max(1.0, width[0] * gate.maximum), high=width[1] * gate.maximum)
-        for gate in gates.values()
-        if max(1.0, width[0] * gate.maximum) < width[1] * gate.maximum
+        name: Width(low=low, high=high) for name, (low, high) in ends.items() if low < high
     }
     flow.graph.graph.lint()
     flow.graph.recompile()
@@ -147,10 +148,10 @@ def _mask_norms(flow: Flow, gates: dict[int, WidthGate]) -> None:
         else:
             assert isinstance(norm, nn.GroupNorm)
             new = MaskedLayerNorm(gate.maximum, gate, eps=norm.eps, dim=1, spatial=True)
+        new.to(next(gate.parameters())).train(norm.training)
         with torch.no_grad():
             for name, value in norm.named_parameters():
                 getattr(new, name).copy_(value)
-        new.to(next(gate.parameters())).train(norm.training)
         owner, _, name = use.path.rpartition(".")
         flow.graph.get_submodule(owner).add_module(name, new)
 
@@ -175,20 +176,20 @@ def _gate_read(
     flow: Flow, reader: fx.Node, source: fx.Node, gates: dict[int, WidthGate], made: dict[fx.Node, fx.Node]
 ) -> None:
     value = flow.values[source]
-    segments = [s for s in value.segments or () if id(s.group.root) in gates]
-    if not segments or flow.silencers.get(source) == "gate":
+    segments = value.segments or ()
+    if flow.silencers.get(source) == "gate" or not any(id(s.group.root) in gates for s in segments):
         return
-    if len(value.segments or ()) == 1 and segments[0].repeat == 1:
-        if source not in made:
-            gate = gates[id(segments[0].group.root)]
-            with flow.graph.graph.inserting_after(source):
-                node = flow.graph.graph.call_module(path_of(gate), (source,))
-            flow.values[node] = value
-            flow.silencers[node] = "gate"
-            made[source] = node
-        reader.replace_input_with(source, made[source])
-        return
-    # flattened or concatenated channels: gate what they were made of, for this reader alone
-    inner = [n for n in source.all_input_nodes if n in flow.values]
-    for part in inner:
-        _gate_read(flow, source, part, gates, made)
+    if source not in made:
+        own = [gates.get(id(segment.group.root)) for segment in segments]
+        if len(own) == 1 and own[0] is not None and segments[0].repeat == 1:
+            path = path_of(own[0])
+        else:  # flattened or concatenated channels
+            parts = [(gate or s.group.size, s.repeat) for gate, s in zip(own, segments, strict=True)]
+            path = f"gates.row_{source.name}"
+            flow.graph.add_submodule(path, GateRow(parts, value.axis))
+        with flow.graph.graph.inserting_after(source):
+            node = flow.graph.graph.call_module(path, (source,))
+        flow.values[node] = value
+        flow.silencers[node] = "gate"
+        made[source] = node
+    reader.replace_input_with(source, made[source])

@@ -26,7 +26,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from search_spaces.faults import Invalid
 from search_spaces.norms import MaskedNorm
-from search_spaces.width import Gate
+from search_spaces.width import Gate, GateRow
 
 
 @dataclass(eq=False)
@@ -96,7 +96,7 @@ class Use:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Gate | MaskedNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Gate | GateRow | MaskedNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Untraceable(Invalid):

@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from search_spaces.flow import Flow, Group, Segment, Use, Value, shape_of
 from search_spaces.norms import MaskedNorm
-from search_spaces.width import Gate
+from search_spaces.width import Gate, GateRow
 
 Rule = Callable[[Flow, fx.Node, Any], Value | None]
 
@@ -145,10 +145,16 @@ def _segments(flow: Flow, node: fx.Node) -> tuple[Segment, ...]:
 
 def _opaque(flow: Flow, node: fx.Node) -> Value:
     """The result of an operation that is not known: what enters it keeps its full width."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    if node.op == "call_module":
-        name = f"{node.target} ({type(flow.module(str(node.target))).__name__})"
-    sources = [n for n in node.all_input_nodes if n in flow.values]
+    sources, named, inputs = [], node, list(node.all_input_nodes)
+    while inputs:  # what gives no tensor, such as the pair of a sort, is only passed through
+        source = inputs.pop()
+        if source in flow.values:
+            sources.append(source)
+        else:
+            named, inputs = source, [*inputs, *source.all_input_nodes]
+    name = named.target if isinstance(named.target, str) else getattr(named.target, "__name__", str(named.target))
+    if named.op == "call_module":
+        name = f"{named.target} ({type(flow.module(str(named.target))).__name__})"
     for source in sources:
         for segment in _segments(flow, source):
             flow.pin(segment.group, f"they enter `{name}`, which continua cannot follow channels through")
@@ -271,6 +277,16 @@ def _masked_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
     )
     flow.silencers[node] = "break"
     return Value(value.shape, value.axis, value.segments, learnt=True)
+
+
+def _gate_row(flow: Flow, node: fx.Node, row: Any) -> Value | None:
+    _, value = _source(flow, node)
+    gates = iter(row.gates)
+    for segment, (size, _) in zip(value.segments or (), row.parts, strict=True):
+        if not size:
+            segment.group.root.gate = next(gates).name
+    flow.silencers[node] = "gate"
+    return value
 
 
 def _gate(flow: Flow, node: fx.Node, gate: Any) -> Value | None:
@@ -465,6 +481,7 @@ def _permute(flow: Flow, node: fx.Node, _: Any) -> Value | None:
 
 MODULE_RULES: list[tuple[Any, Rule]] = [
     (Gate, _gate),
+    (GateRow, _gate_row),
     (MaskedNorm, _masked_norm),
     (nn.Linear, _linear),
     ((nn.Conv1d, nn.Conv2d), _conv),

@@ -21,7 +21,7 @@ from search_spaces.cost import Channels, Costs, LayerCost
 from search_spaces.faults import Invalid
 from search_spaces.flow import Flow, Segment, Untraceable, Use
 from search_spaces.norms import MaskedNorm
-from search_spaces.width import Gate, HeldGate, WidthGate, gates_of, held
+from search_spaces.width import Gate, GateRow, HeldGate, WidthGate, gates_of, held
 
 
 class MaskedExport(UserWarning):
@@ -65,7 +65,7 @@ def pruned(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
     """The plain network of the `kept` units, as they are numbered in each gate's group."""
     plain = copy.deepcopy(flow.graph)
     for node in list(plain.graph.nodes):
-        if node.op == "call_module" and isinstance(plain.get_submodule(node.target), Gate):
+        if node.op == "call_module" and isinstance(plain.get_submodule(node.target), Gate | GateRow):
             node.replace_all_uses_with(node.args[0])
             plain.graph.erase_node(node)
     for use in {use.path: use for use in reversed(flow.uses)}.values():
@@ -78,19 +78,14 @@ def pruned(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
 def narrowed(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
     """The relaxed network of the `kept` units alone: pruned, but with its gates, each held and of as many units."""
     narrow = copy.deepcopy(flow.graph)
-    for path, gate in gates_by_path(narrow).items():
-        owner, _, name = path.rpartition(".")
-        new = HeldGate(gate.name, len(kept[gate.name]), gate.dim)
-        narrow.get_submodule(owner).add_module(name, new)
+    new = {name: HeldGate(name, len(kept[name]), gate.dim) for name, gate in gates_of(narrow).items() if name in kept}
+    for path, gate in list(narrow.named_modules(remove_duplicate=False)):
+        if isinstance(gate, Gate) and gate.name in new:
+            owner, _, name = path.rpartition(".")
+            narrow.get_submodule(owner).add_module(name, new[gate.name])
     for use in {use.path: use for use in reversed(flow.uses)}.values():
         prune(narrow, use, kept)
     return narrow
-
-
-def gates_by_path(graph: fx.GraphModule) -> dict[str, Gate]:
-    """The gates that the graph calls, by the path at which it does."""
-    called = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    return {path: gate for path in called if isinstance(gate := graph.get_submodule(path), Gate)}
 
 
 def masked(module: nn.Module, sizes: Mapping[str, int] | None = None) -> nn.Module:
@@ -238,7 +233,7 @@ def _check_shapes(plain: fx.GraphModule, flow: Flow) -> None:
 # -- cost --------------------------------------------------------------------------------------------------------------
 
 #: what a tensor's node must not be for its numbers to count: views, and what is nothing once trained
-UNWRITTEN = (Gate, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten)
+UNWRITTEN = (Gate, GateRow, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten)
 UNWRITTEN_NAMES = (
     "flatten",
     "view",

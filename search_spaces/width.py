@@ -10,6 +10,7 @@ the next layer reads it, or a unit that is no member would speak.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,29 @@ class WidthGate(Gate):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, membership={self.membership.kind}"
+
+
+class GateRow(nn.Module):
+    """Gates side by side, for a tensor whose channels are several widths'.
+
+    Args:
+        parts: what stands along `dim`: a gate, or a number of channels that have none; and how often each channel of
+            it stands there.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Gate | int, int]], dim: int) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(gate for gate, _ in parts if isinstance(gate, Gate))
+        self.parts = [(0 if isinstance(gate, Gate) else gate, repeat) for gate, repeat in parts]  # 0: the next gate
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, row = iter(self.gates), []
+        for size, repeat in self.parts:
+            m_N = x.new_ones(size) if size else next(gates).grades()  # type: ignore[operator]
+            row.append(m_N.repeat_interleave(repeat))
+        trailing = x.dim() - 1 - self.dim % x.dim()
+        return x * torch.cat(row).view(-1, *(1,) * trailing)
 
 
 class HeldGate(Gate):

@@ -1,0 +1,72 @@
+"""A trial trained once more gives the network that was measured: its plain form has the rounded value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from search_spaces import Space
+from search_spaces.networks import MLP, ConvNet, Network, Residual
+from search_spaces.width import Gate
+from trials.batches import Rows
+from trials.hypergradients import Method
+from trials.metrics import measure
+from trials.plan import Plan
+from trials.records import Bundle, Outcome, Trial
+from trials.reproduce import reproduce
+from trials.tasks import load
+from trials.train import Trainer
+from trials.training import Training
+
+ARMS: dict[str, dict[str, Any]] = {
+    "rounded": {},
+    "fractional": {"realise": "fractional"},
+    "moved": {"method": Method(kind="bilevel", warmup=2, every=2)},
+    "padded": {"way": "unfolded"},
+    "padded and moved": {"way": "grouped", "method": Method(kind="descent", warmup=2, every=2)},
+}
+NETWORKS: dict[str, Network] = {
+    "mlp": MLP(layers=2),
+    "mlp under ntk": MLP(layers=2, parametrisation="ntk"),
+    "mlp of support": MLP(layers=2, membership="support_nodes"),
+    "convnet": ConvNet(layers=2),
+    "convnet under ntk": ConvNet(layers=2, parametrisation="ntk"),
+    "residual under mup": Residual(stages=1, blocks=1, parametrisation="mup"),
+}
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_the_network_taken_is_the_one_measured(name: str, arm: str) -> None:
+    network, facts = NETWORKS[name], ARMS[arm]
+    moved = {"moved_by": "gradient"} if "method" in facts else {}
+    width = {"type": "width", "low": 2, "high": 12, **moved}
+    plan = Plan(
+        space=Space.from_dict(dict.fromkeys(network.gates, width)),
+        task=replace(load("uci/digits"), shape=(1, 8, 8)),
+        network=network,
+        training=Training(epochs=1, batch_size=64),
+        metric="val_loss",
+        **facts,
+    )
+    trials = [
+        Trial(search_id="s", number=i, point={gate: 3.3 + 2.4 * i + 0.3 * g for g, gate in enumerate(network.gates)})
+        for i in range(3)
+    ]
+    bundle = Bundle(search_id="s", id="b", generation=0, trials=tuple(trials))
+    stored = [record for record in Trainer(plan).train(bundle) if isinstance(record, Outcome)]
+    assert [outcome.error for outcome in stored] == [None] * 3
+    again = reproduce(plan, trials[1])
+    assert again.outcome.metrics["rounded_value"] == pytest.approx(stored[1].metrics["rounded_value"], rel=1e-4)
+    rows = Rows.of(plan.task, "selection", dense=False, device=torch.device("cpu"))  # type: ignore[arg-type]
+    with torch.no_grad():
+        logits = again.network(rows.x).mT.unsqueeze(0)
+    value = float(measure("classification", logits, rows.y_R)["val_loss"])
+    assert value == pytest.approx(again.outcome.metrics["rounded_value"], rel=1e-4)
+    assert sum(p.numel() for p in again.network.parameters()) == again.outcome.metrics["parameters"]
+    assert not any(isinstance(module, Gate) for module in again.network.modules())
+    assert type(again.network).__module__.startswith("torch.fx") or isinstance(again.network, nn.Sequential)
