@@ -11,6 +11,7 @@ grade multiplies what is read exactly once. Norms across channels become masked 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,7 +71,8 @@ def make_continuous(
     _mask_norms(flow, gates)
     _insert(flow, gates)
     ends = {
-        gate.name: (max(1.0, width[0] * gate.maximum), int(width[1] * gate.maximum + 0.5)) for gate in gates.values()
+        gate.name: (max(1.0, width[0] * gate.maximum), math.floor(width[1] * gate.maximum + 1e-9))
+        for gate in gates.values()
     }
     parameters: dict[str, Parameter] = {
         name: Width(low=low, high=high) for name, (low, high) in ends.items() if low < high

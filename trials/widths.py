@@ -64,7 +64,7 @@ class Widths:
     def __init__(self, gates: Sequence[GateKind], start: Tensor, *, factor: bool = False) -> None:
         self.gates, self.factor, self.share = list(gates), factor, 0.0
         start = start.double()
-        self._places: list[dict[str, slice]] = []
+        self.places: list[dict[str, slice]] = []
         self.scales: list[Scale] = []
         columns: list[Tensor] = []
         for g, gate in enumerate(self.gates):
@@ -75,7 +75,7 @@ class Widths:
                 moving = gate.scale if name == "n" else RANGES[name]
                 self.scales += [moving if gate.scale and moving else STILL] * value_KP.shape[1]
                 columns.append(value_KP)
-            self._places.append(places)
+            self.places.append(places)
         self.coordinates_KP = torch.cat(columns, 1) if columns else start.new_zeros(len(start), 0)
 
     def set(self, coordinates_KP: Tensor) -> None:
@@ -151,7 +151,7 @@ class Widths:
                 name: coordinates_KP[:, place].squeeze(1) if name == "n" else coordinates_KP[:, place]
                 for name, place in p.items()
             }
-            for p in self._places
+            for p in self.places
         ]
 
     def _grades(self, coordinates_KP: Tensor, noise: Sequence[Tensor | None] | None) -> list[Tensor]:

@@ -1,15 +1,19 @@
-"""The gradient of a loss by every number of every gate against finite differences: membership x network x width.
+"""Gradients of every continuous value of every network under every membership, against finite differences.
 
-`python tests/search_spaces/test_gate_gradients.py` prints the matrix of relative errors. Each cell is judged while
-training (batch statistics, noise that is drawn from one seed) and in evaluation, in float64, at real sizes that are not
-whole, on networks whose activations are smooth.
+The gradient is the one that a search follows: from a program of lanes to grades to the membership's numbers, in
+float64, at non-integer sizes. Random memberships keep one draw. A membership's many numbers are each taken along three
+directions: one number, another, and a random one.
+
+    python tests/search_spaces/test_gate_gradients.py        # prints the matrix of greatest relative errors
+
+Legend of shape suffixes: K lanes, P coordinates, B batch, O outputs.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,173 +22,196 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from search_spaces.continuous import make_continuous
+from search_spaces.flow import Flow
 from search_spaces.membership import MEMBERSHIPS
-from search_spaces.networks import MLP, ConvNet, Network, Residual
-from search_spaces.norms import MaskedLayerNorm, MaskedRMSNorm
-from search_spaces.realise import module_of
-from search_spaces.width import WidthGate, gates_of
+from search_spaces.networks import ConvNet, Residual
+from search_spaces.realise import realise
+from search_spaces.width import WidthGate, gates_of, held
+from trials.lanes.dense import DenseShape
+from trials.lanes.gated import DenseProgram
+from trials.lanes.initial import Start
+from trials.lanes.looped import LoopedLanes
+from trials.lanes.program import loss_of, still
+from trials.optimisers import Rule
+from trials.widths import GateKind, Widths
 
-BATCH, DRAWS = 5, 3  # rows of a batch, and batches of noise that a loss is summed over
-STEP, TOLERANCE = 1e-4, 1e-6
-STENCIL = ((1, 2 / 3), (-1, -2 / 3), (2, -1 / 12), (-2, 1 / 12))  # of fourth order: a long step loses fewer digits
-LEAST = 1e-6  # a gradient below would show nothing
+IMAGE, ROW, BATCH = (3, 8, 8), (5,), 6
+SIZES = (2.3, 4.7, 3.4, 5.6, 1.8)
+STEP = 1e-5
 
 
-class OwnNetwork(nn.Module):
-    """Gates placed by hand: two branches side by side, norms that ask their gates, and a gate that is called twice."""
+class Branches(nn.Module):
+    """A user's own network with gates of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right = nn.Linear(5, 6), nn.Linear(5, 4)
-        self.left_gate, self.right_gate = WidthGate("left", 6), WidthGate("right", 4)
-        self.left_norm, self.right_norm = MaskedLayerNorm(6, self.left_gate), MaskedRMSNorm(4, self.right_gate)
-        self.stem, self.block, self.head = nn.Linear(10, 7), nn.Linear(7, 7), nn.Linear(7, OUTPUTS)
-        self.stream_gate = WidthGate("stream", 7)
+        self.a, self.b, self.c = nn.Linear(5, 7), nn.Linear(5, 6), nn.Linear(13, 8)
+        self.head = nn.Linear(8, OUTPUTS)
+        self.left, self.right, self.mixed = WidthGate("left", 7), WidthGate("right", 6), WidthGate("mixed", 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        left = self.left_gate(torch.tanh(self.left_norm(self.left(x))))
-        right = self.right_gate(functional.gelu(self.right_norm(self.right(x))))
-        h = torch.tanh(self.stem(torch.cat([left, right], 1)))
-        h = h + torch.tanh(self.block(self.stream_gate(h)))
-        out: Tensor = self.head(self.stream_gate(h))
+        both = torch.cat([self.left(torch.tanh(self.a(x))), self.right(functional.silu(self.b(x)))], 1)
+        out: Tensor = self.head(self.mixed(functional.gelu(self.c(both))))
         return out
 
 
-def ours(network: Network, shape: tuple[int, ...]) -> nn.Module:
-    return module_of(network, shape, OUTPUTS, {gate: network.default(gate) for gate in network.gates})
+def declared(network: Any, shape: tuple[int, ...]) -> Callable[[], tuple[Flow, tuple[int, ...]]]:
+    def make() -> tuple[Flow, tuple[int, ...]]:
+        flow = realise(network, shape, OUTPUTS).flow
+        assert flow is not None
+        return flow, shape
+
+    return make
 
 
-def ordinary(name: str) -> nn.Module:
-    make, shape = ORDINARY[name]
-    return make_continuous(make(), example=(2, *shape))[0]
+def continuous(name: str) -> Callable[[], tuple[Flow, tuple[int, ...]]]:
+    def make() -> tuple[Flow, tuple[int, ...]]:
+        build, shape = ORDINARY[name]
+        torch.manual_seed(0)
+        gated, _ = make_continuous(build(), example=(2, *shape))
+        return Flow(held(gated), torch.zeros(2, *shape)), shape
+
+    return make
 
 
-#: name -> how it is made, the shape of one example, its continuous values
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]] = {
-    "mlp": (lambda: ours(MLP(layers=2, width=6, activation="tanh"), (5,)), (5,), ("width.0", "width.1")),
-    "convnet": (
-        lambda: ours(ConvNet(layers=2, width=5, activation="gelu"), (2, 6, 6)),
-        (2, 6, 6),
-        ("width.0", "width.1"),
-    ),
-    "residual_images": (
-        lambda: ours(Residual(stages=2, width=5, activation="silu"), (2, 6, 6)),
-        (2, 6, 6),
-        ("width.0", "width.0.0", "width.1", "width.1.0"),
-    ),
-    "residual_rows": (
-        lambda: ours(Residual(stages=1, blocks=2, width=6, norm="none", activation="tanh"), (5,)),
-        (5,),
-        ("width.0", "width.0.0", "width.0.1"),
-    ),
-    "own": (OwnNetwork, (5,), ("left", "right", "stream")),
-    "vgg": (
-        lambda: ordinary("vgg"),
-        ORDINARY["vgg"][1],
-        ("width.features.0", "width.features.4", "width.classifier.0"),
-    ),
-    "resnet": (
-        lambda: ordinary("resnet"),
-        ORDINARY["resnet"][1],
-        (
-            *("width.conv1", "width.layer1.0.conv1", "width.layer1.1.conv1"),
-            *("width.layer2.0.conv1", "width.layer2.0.conv2"),
-        ),
-    ),
-    "mobilenet": (
-        lambda: ordinary("mobilenet"),
-        ORDINARY["mobilenet"][1],
-        ("width.stem.0", "width.expand.0", "width.se.conv_reduce"),
-    ),
-    "densenet": (lambda: ordinary("densenet"), ORDINARY["densenet"][1], ("width.first", "width.second", "width.third")),
+def own() -> tuple[Flow, tuple[int, ...]]:
+    torch.manual_seed(0)
+    return Flow(held(Branches()), torch.zeros(2, *ROW)), ROW
+
+
+SMOOTH = {"width": 8, "activation": "gelu"}
+NETWORKS: dict[str, Callable[[], tuple[Flow, tuple[int, ...]]] | None] = {
+    "mlp": None,  # dense lanes, which have no graph
+    "convnet": declared(ConvNet(layers=2, **SMOOTH), IMAGE),
+    "residual": declared(Residual(stages=2, blocks=1, **SMOOTH), IMAGE),
+    "residual_of_rows": declared(Residual(stages=1, blocks=2, **SMOOTH), ROW),
+    "own": own,
+    **{name: continuous(name) for name in ("vgg", "resnet", "mobilenet", "convnext", "densenet", "sequence")},
 }
-CELLS = [(kind, name, gate) for kind in MEMBERSHIPS for name, (_, _, gates) in NETWORKS.items() for gate in gates]
+MLP_GATES = ("width.0", "width.1")
 
 
-def remade(module: nn.Module, kind: str) -> nn.Module:
-    """A copy whose gates have another membership, at sizes that are not whole and away from where they begin."""
-    generator = torch.Generator().manual_seed(7)
-    memo: dict[int, nn.Module] = {}
-    for i, gate in enumerate(gates_of(module).values()):
-        new = WidthGate(gate.name, gate.maximum, membership=kind, dim=gate.dim).double()
-        new.set(0.4 * gate.maximum + 0.137 + 0.11 * i)
-        for key, parameter in new.named_parameters():
-            if key != "n":
-                moved = 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data += moved
-        memo[id(gate)] = new
-    return copy.deepcopy(module, memo)
+@cache
+def gates_named(name: str) -> tuple[tuple[str, int], ...]:
+    """A network's gates and their greatest sizes."""
+    make = NETWORKS[name]
+    if make is None:
+        return tuple((gate, 8) for gate in MLP_GATES)
+    return tuple((gate.name, gate.maximum) for gate in gates_of(make()[0].graph).values())
 
 
-@functools.cache
-def built(kind: str, name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network in float64 with statistics of some data, a batch, and its labels."""
-    make, shape, _ = NETWORKS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        module = remade(make().double(), kind).train()
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
-        for _ in range(2):
-            module(torch.randn(8, *shape, dtype=torch.float64))
-        return module, torch.randn(BATCH, *shape, dtype=torch.float64), torch.arange(BATCH) % OUTPUTS
+class Cell:
+    """One network under one membership: its gradient by every coordinate, and its loss wherever they are."""
+
+    def __init__(self, membership: str, name: str) -> None:
+        self.gates = gates_named(name)
+        kinds = [
+            GateKind(name=gate, maximum=most, membership=membership, scale=(1.0, float(most), True))
+            for gate, most in self.gates
+        ]
+        sizes = [[min(SIZES[g % 5], most - 0.4) for g, (_, most) in enumerate(self.gates)]]
+        self.widths = Widths(kinds, torch.tensor(sizes, dtype=torch.float64))
+        generator = torch.Generator().manual_seed(1)
+        self.noise = [
+            torch.rand(1, draws, generator=generator, dtype=torch.float64) * 0.9 + 0.05 if draws else None
+            for draws in self.widths.draws
+        ]
+        self.lanes, shape = self._lanes(name)
+        x = torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
+        self.x = functional.pad(x, (1, 0), value=1.0) if name == "mlp" else x
+        self.y_BO = functional.one_hot(torch.arange(BATCH) % OUTPUTS, OUTPUTS).double()
+        self.start_KP = self.widths.coordinates_KP.clone()
+        for _ in range(2):  # so that biases and norms are not as they began
+            self._take()
+            self.lanes.step(self.x, self.y_BO)
+        self._take()
+        self.gradient_P = self.widths.pull(self.lanes.grade_gradients(self.x, self.y_BO), self.noise)[0]
+
+    def _lanes(self, name: str) -> tuple[Any, tuple[int, ...]]:
+        make = NETWORKS[name]
+        reach, live = self.widths.reach(), self.widths.sizes_KG.tolist()
+        lanes: Any
+        if make is None:
+            shape = DenseShape(inputs=5, outputs=OUTPUTS, activation="gelu", maxima=(8, 8))
+            lanes = DenseProgram(shape, BATCH, gated=True, dtype=torch.float64)
+            lanes.begin([(0, 0, 0)], reach, live)
+            example = ROW
+        else:
+            flow, example = make()
+            names = [gate for gate, _ in self.gates]
+            lanes = LoopedLanes(Start(flow=flow, gates=tuple(names)), gated=True, dtype=torch.float64)
+            lanes.begin(
+                [(0, 0, 0)],
+                [dict(zip(names, reach[0], strict=True))],
+                [dict(zip(names, live[0], strict=True))],
+            )
+        lanes.attach(Rule(), {"lr": torch.tensor([0.05])})
+        lanes.regate(self.widths.grades(), self.widths.reach(lanes.sizes), self.widths.sizes_KG)
+        return lanes, example
+
+    def _take(self) -> None:
+        self.lanes.sample(self.widths.grades(self.noise))
+
+    def loss(self, coordinates_P: Tensor) -> float:
+        """The loss of the lane's training pass with its numbers moved, its weights as they are."""
+        self.widths.set(coordinates_P.unsqueeze(0))
+        self._take()
+        module = self.lanes.module(0).double()
+        self.widths.set(self.start_KP)
+        with torch.no_grad(), still(module):
+            x = self.x[:, 1:] if isinstance(self.lanes, DenseProgram) else self.x
+            return float(loss_of("cross_entropy", module.train()(x), self.y_BO))
+
+    def error(self, g: int) -> float:
+        """The greatest relative difference of gradient and finite difference over a gate's numbers."""
+        worst = 0.0
+        for place in self.widths.places[g].values():
+            for direction_P in self._directions(place):
+                around = [self.loss(self.start_KP[0] + h * direction_P) for h in (STEP, -STEP)]
+                difference = (around[0] - around[1]) / (2 * STEP)
+                got = float(self.gradient_P @ direction_P)
+                worst = max(worst, abs(got - difference) / max(abs(difference), abs(got), 1e-4))
+        return worst
+
+    def _directions(self, place: slice) -> list[Tensor]:
+        many = place.stop - place.start
+        found = []
+        for i in {0, many // 3}:
+            one_P = torch.zeros_like(self.gradient_P)
+            one_P[place.start + i] = 1.0
+            found.append(one_P)
+        if many > 1:
+            random_P = torch.zeros_like(self.gradient_P)
+            random_P[place] = torch.randn(many, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+            found.append(random_P)
+        return found
 
 
-def loss_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Summed over batches of noise, the same at every call."""
-    draws = DRAWS if module.training else 1
-    total = torch.zeros((), dtype=torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        for _ in range(draws):
-            total = total + functional.cross_entropy(module(x), y)
-    return total
+@cache
+def cell(membership: str, name: str) -> Cell:
+    return Cell(membership, name)
 
 
-def compared(kind: str, name: str, gate: str) -> Iterator[tuple[str, float, float]]:
-    """For each kind of number of one gate, and each mode: what it is, the greatest gradient, the relative error."""
-    module, x, y = built(kind, name)
-    own = gates_of(module)[gate]
-    for mode in ("train", "eval"):
-        module.train(mode == "train")
-        for key, parameter in own.named_parameters():
-            parameter.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss_of(module, x, y), parameter)
-            parameter.requires_grad_(False)
-            differences, flat = torch.zeros(parameter.numel(), dtype=torch.float64), parameter.data.view(-1)
-            for i in range(parameter.numel()):
-                start = flat[i].item()
-                for steps, weight in STENCIL:
-                    flat[i] = start + steps * STEP
-                    differences[i] += weight * loss_of(module, x, y).item() / STEP
-                flat[i] = start
-            scale = differences.abs().max().item()
-            wrong = (gradient.view(-1) - differences).abs().max().item()
-            yield f"{key} ({mode})", scale, wrong / max(scale, LEAST)
+CELLS = [(m, name, g) for m in MEMBERSHIPS for name in NETWORKS for g in range(len(gates_named(name)))]
 
 
-@pytest.mark.parametrize(("kind", "name", "gate"), CELLS, ids=["-".join(cell) for cell in CELLS])
-def test_gradients_equal_finite_differences(kind: str, name: str, gate: str) -> None:
-    for what, scale, error in compared(kind, name, gate):
-        assert scale > LEAST, what
-        assert error < TOLERANCE, what
+@pytest.mark.parametrize(
+    ("membership", "name", "g"), CELLS, ids=[f"{m}-{name}-{gates_named(name)[g][0]}" for m, name, g in CELLS]
+)
+def test_gradients_equal_finite_differences(membership: str, name: str, g: int) -> None:
+    found = cell(membership, name)
+    assert found.error(g) < 2e-5
+    place = next(iter(found.widths.places[g].values()))
+    assert found.gradient_P[place].abs().max() > 1e-7  # so that a gradient that is always 0 would be seen
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
-def test_the_matrix_has_every_continuous_value(name: str) -> None:
-    make, _, gates = NETWORKS[name]
-    assert tuple(gates_of(make())) == gates
-
-
-def main() -> None:
-    """Print the matrix: a line for each network and width, a column for each membership."""
-    torch.set_num_threads(1)
-    rows = [(name, gate) for name, (_, _, gates) in NETWORKS.items() for gate in gates]
-    print(f"{'greatest relative error':40}" + "".join(f"{kind:>15}" for kind in MEMBERSHIPS))
-    for name, gate in rows:
-        errors = [max(error for _, _, error in compared(kind, name, gate)) for kind in MEMBERSHIPS]
-        print(f"{name + ' ' + gate:40}" + "".join(f"{error:15.1e}" for error in errors))
+def print_matrix() -> None:
+    print("| membership | " + " | ".join(NETWORKS) + " |\n" + "|---" * (len(NETWORKS) + 1) + "|")
+    for membership in MEMBERSHIPS:
+        errors = [max(cell(membership, n).error(g) for g in range(len(gates_named(n)))) for n in NETWORKS]
+        print(f"| {membership} | " + " | ".join(f"{error:.0e}" for error in errors) + " |", flush=True)
+    print(f"\n{len(CELLS)} cells: membership x network x continuous value")
 
 
 if __name__ == "__main__":
-    main()
+    print_matrix()
