@@ -113,7 +113,7 @@ class Cell:
         self.widths = Widths(kinds, torch.tensor(sizes, dtype=torch.float64))
         generator = torch.Generator().manual_seed(1)
         self.noise = [
-            torch.rand(1, draws, generator=generator, dtype=torch.float64) * 0.9 + 0.05 if draws else None
+            torch.rand(1, draws, generator=generator, dtype=torch.float64) * 0.3 + 0.35 if draws else None
             for draws in self.widths.draws
         ]
         self.lanes, shape = self._lanes(name)
