@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from search_spaces.networks import MLP, ConvNet, Network, Residual
-from search_spaces.realise import Realised, realise
+from search_spaces.continuous import make_continuous
+from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
+from search_spaces.realise import Realised, realise, resolve
 from trials.lanes.dense import DenseShape
 from trials.lanes.gated import DenseProgram
 from trials.lanes.initial import Start
@@ -48,6 +49,28 @@ def batch_of(shape: tuple[int, ...], seed: int, lanes: int = 0) -> tuple[Tensor,
     rows = (lanes, BATCH, *shape) if lanes else (BATCH, *shape)
     x = torch.randn(rows, generator=generator, dtype=torch.float64)
     return x, functional.one_hot(torch.randint(OUTPUTS, (BATCH,), generator=generator), OUTPUTS).double()
+
+
+class Mixed(nn.Module):
+    """Widths side by side under one batch norm, and a norm across channels."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(2, 8, 1)
+        self.norm, self.c = nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3, padding=1)
+        self.across, self.head = nn.LayerNorm(8), nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = functional.silu(self.norm(torch.cat([torch.tanh(self.a(x)), self.b(x)], 1)))
+        out: Tensor = self.head(functional.gelu(self.across(self.c(both).mean((2, 3)))))
+        return out
+
+
+def mixed(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    return make_continuous(Mixed(outputs), example=(2, *shape))[0]
+
+
+CASES["made continuous"] = (resolve(Own(reference="here:mixed"), mixed, (2, 6, 6), OUTPUTS), (2, 6, 6))
 
 
 def built(case: str) -> tuple[Realised, Start, tuple[int, ...]]:
