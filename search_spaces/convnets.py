@@ -21,7 +21,7 @@ LEAST_SIDE = 4  # an image is halved while it is at least so wide
 
 
 class GatedConvNet(nn.Module):
-    """Convolution, norm, activation, gate and halving, once for each of `maxima`; then an average and a linear layer.
+    """Convolution, norm, activation, halving and gate, once for each of `maxima`; then an average and a linear layer.
 
     Args:
         shape: channels, height, width of an image.
@@ -46,11 +46,10 @@ class GatedConvNet(nn.Module):
                 nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=norm == "none"),
                 *([nn.BatchNorm2d(width)] if norm == "batch" else []),
                 ACTIVATION_MODULES[activation](),
+                *([nn.MaxPool2d(2)] if side >= LEAST_SIDE else []),
                 WidthGate(name, width, dim=1),
             ]
-            if side >= LEAST_SIDE:
-                layers.append(nn.MaxPool2d(2))
-                side //= 2
+            side = side // 2 if side >= LEAST_SIDE else side
             channels = width
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)

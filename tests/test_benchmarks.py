@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,9 +18,10 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import grouped, job, rates, throughput
+from benchmarks import elastic, elastic_cases, elastic_tables, grouped, job, rates, throughput, timing
 from benchmarks.machine import Others, _busy_seconds, job_shapes_gflops
 from benchmarks.rivals import Inputs, Trained, error_rate, evaluation_steps, numpy_pair, torch_plain
+from search_spaces.networks import MLP, ConvNet, Residual
 from trials.records import Bundle, Outcome, Trial
 from trials.train import Trainer
 
@@ -238,6 +240,69 @@ def test_a_program_rewinds():
         assert not torch.equal(group._begin_T, weights_T)
 
 
+# -- elastic width -----------------------------------------------------------------------------------------------------
+
+SMALL = elastic.Scale(
+    networks=(MLP(layers=1, width=6), ConvNet(layers=2, width=4), Residual(stages=1, blocks=1, width=4)),
+    images=((2, 8, 8),),
+    lane_image=(1, 8, 8),
+    shares=(0.5,),
+    lanes=(1, 2),
+    repeats=2,
+    lane_repeats=1,
+    patience=100.0,
+    batch=4,
+    least=0.0,
+)
+
+
+def test_the_elastic_report_has_every_case_and_foretells_every_byte(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(elastic, "keep_freed_memory", lambda: True)  # it would hold for the tests that follow
+    found = json.loads(json.dumps(elastic.report(SMALL, torch.device("cpu"))))
+    names = ["mlp 2x8x8", "convnet 2x8x8", "residual 2x8x8"]
+    for key in ("gates", "gates_memory_kept"):
+        forms = [(row["case"], row["form"]) for row in found[key]]
+        assert forms == [(n, f) for n in names for f in ("module", "dense" if n == names[0] else "per_lane")]
+        assert all(row["ratio"] > 0 and row["met"] == (row["ratio"] <= found["gate_goal"]) for row in found[key])
+    assert [row["case"] for row in found["sizes"]] == names
+    for row in found["sizes"]:
+        assert row["plain_parameter_bytes"] == row["plain_parameter_bytes_foretold"] < row["relaxed_parameter_bytes"]
+        assert row["plain_activation_bytes"] == row["plain_activation_bytes_foretold"] < row["relaxed_activation_bytes"]
+        assert row["forward_flops_ratio"] > 1
+    assert {(row["case"], row["way"]) for row in found["lanes"]} == {
+        *(("mlp 1x8x8", way) for way in ("dense", "per_lane")),
+        *((f"{kind} 1x8x8", way) for kind in ("convnet", "residual") for way in ("per_lane", "grouped", "unfolded")),
+    }
+    for row in found["lanes"] + found["lanes_memory_kept"]:
+        assert row["ratio_to_one"] > 0
+        assert row["share_of_matmul"] > 0
+    assert "gated / plain, memory kept" in elastic_tables.tables(found)
+
+
+def test_a_column_of_lanes_ends_where_time_does():
+    case = elastic_cases.Case(network=MLP(layers=1, width=4), shape=(3,), batch=2, device=torch.device("cpu"))
+    rows = elastic.lanes(case, dataclasses.replace(SMALL, patience=0.0), peak_gflops=1.0)
+    assert [row["stopped"] for row in rows] == ["time"] * 4
+    assert "stopped: over 0 s a step" in "".join(elastic_tables.lane_tables(rows, 0.0))
+
+
+def test_gated_and_plain_networks_that_are_compared_are_the_same_function():
+    for network in SMALL.networks:
+        case = elastic_cases.Case(network=network, shape=(1, 8, 8), batch=4, device=torch.device("cpu"))
+        x, _ = case.rows
+        whole = {name: float(n) for name, n in case.maxima.items()}
+        torch.testing.assert_close(case.relaxed(whole).eval()(x), case.plain(case.maxima).eval()(x))
+
+
+def test_the_ratio_is_the_median_of_the_rounds_own():
+    assert timing.ratio({"a": [1.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]}, "a", "b") == 2.0
+    calls = []
+    found = timing.rounds({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=2, least=0.0)
+    assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
+    assert calls[4:] == ["b", "a", "a", "b"]
+
+
 # -- whole programs ----------------------------------------------------------------------------------------------------
 
 
@@ -280,3 +345,14 @@ def test_throughput_report():
     assert found["systems"]["ray_optuna"]["ratio_to_ray_optuna"] == 1.0
     assert all(isinstance(goal["met"], bool) for goal in found["goals"].values())
     assert "goal" in throughput.table(found)
+
+
+@pytest.mark.long
+def test_elastic_report(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.elastic", "--quick", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["quick"] is True
+    assert {row["lanes"] for row in found["lanes"]} == set(elastic.QUICK.lanes)
+    assert "## Materialised / relaxed" in done.stdout

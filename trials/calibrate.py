@@ -64,7 +64,7 @@ def calibrate(
     began = time.perf_counter()
     if plan.objective is not None or plan.task is None:  # a sequence of calls: nothing to fuse
         return Calibration(lanes=min(max(counts), 64), way=plan.way, seconds={}, device_s=0.0)
-    dense, free = is_dense(plan), _free_memory(torch.device(device))
+    dense, free = is_dense(plan), free_memory(torch.device(device))
     points = _points(plan, max(counts))
     seconds: dict[str, dict[int, float]] = {}
     for way in (plan.way,) if dense else ways:
@@ -138,7 +138,7 @@ def _memory(plan: Plan, points: Sequence[Point]) -> float:
     return len(points) * plan.seeds * (40.0 * float(costs["parameters"]) + activations)
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:

@@ -30,6 +30,7 @@ from ray.tune.search import Searcher
 
 from service.controller import Controller, Done, Progress, SearchFailed
 from service.slot import Job, serve
+from trials.allocator import keep_freed_memory
 from trials.records import Bundle, Outcome
 
 MOST_EARLY_DEATHS = 5  # slots in a row that end in an error before a bundle is finished
@@ -106,6 +107,7 @@ def slot(config: dict[str, Any], actor: Any = None, job: Job | None = None) -> N
     """The trainable: one worker slot, from its first bundle to its last."""
     assert job is not None
     end_with_node()
+    keep_freed_memory()
     search, trainer = job.open()
     serve(RemoteController(actor), search, trainer, f"ray-{config['slot']}-{os.getpid()}")
 

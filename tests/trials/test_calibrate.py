@@ -69,10 +69,10 @@ def test_what_would_not_fit_into_memory_is_not_tried(plan, monkeypatch):
     weights = (inputs + 1) * width + (width + 1) * outputs
     a_lane = 40 * weights + 4.0 * 4 * (2 * width + outputs) * batch  # weights, gradients, state; activations four times
     tried = on_curve(monkeypatch, lambda lanes: 1.0 / lanes)
-    monkeypatch.setattr(measuring, "_free_memory", lambda device: a_lane * 5 / measuring.MEMORY_SHARE)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: a_lane * 5 / measuring.MEMORY_SHARE)
     assert calibrate(plan, up_to(256)).lanes == 4
     assert tried == [1, 2, 4]
-    monkeypatch.setattr(measuring, "_free_memory", lambda device: 1.0)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: 1.0)
     assert calibrate(plan, up_to(256)).lanes == 1
 
 

@@ -323,17 +323,17 @@ class LaneBatchNorm(nn.Module):
         self.seen: tuple[Tensor, Tensor] = (self.running_mean, self.running_var)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self.running_mean, self.running_var
-        if self.training:
-            axes = [0, *range(2, x.dim())]
-            mean, variance = x.mean(axes), x.var(axes, unbiased=False)
+        if self.training:  # torch's own kernel, which vmap runs once over the channels of all lanes
+            out, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
+            variance = (inverse.detach() ** -2 - self.eps).clamp(min=0.0)
             count = x.numel() // x.shape[1]
-            self.seen = (mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+            self.seen = (mean.detach(), variance * (count / max(count - 1, 1)))
+            return out
         along = (1, -1, *(1,) * (x.dim() - 2))
-        scale = torch.rsqrt(variance + self.eps)
+        scale = torch.rsqrt(self.running_var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        out = (x - mean.view(along)) * scale.view(along)
+        out = (x - self.running_mean.view(along)) * scale.view(along)
         return out if self.bias is None else out + self.bias.view(along)
 
 
