@@ -256,6 +256,7 @@ SMALL = elastic.Scale(
 )
 
 
+@pytest.mark.long
 def test_the_elastic_report_has_every_case_and_foretells_every_byte(monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setattr(elastic, "keep_freed_memory", lambda: True)  # it would hold for the tests that follow

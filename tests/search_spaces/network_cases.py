@@ -126,6 +126,25 @@ class ConvNeXt(nn.Module):
         return out
 
 
+class ConvNeXt2d(nn.Module):
+    """The same as timm writes it with convolutions: layer norms of images, and a layer scale that is reshaped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 2, 2), LayerNorm2d(8, eps=1e-6))
+        self.dw, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), LayerNorm2d(8, eps=1e-6)
+        self.fc1, self.fc2 = nn.Conv2d(8, 20, 1), nn.Conv2d(20, 8, 1)
+        self.gamma = nn.Parameter(0.5 * torch.ones(8))
+        self.head = nn.Linear(8, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        branch = self.fc2(functional.gelu(self.fc1(self.norm(self.dw(x)))))
+        x = x + branch.mul(self.gamma.reshape(1, -1, 1, 1))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
 class DenseNet(nn.Module):
     """Each layer reads all that came before it, side by side."""
 
@@ -141,6 +160,110 @@ class DenseNet(nn.Module):
         ab = torch.cat([a, torch.tanh(self.second(a))], dim=1)
         abc = torch.cat((ab, torch.tanh(self.third(ab))), 1)
         out: Tensor = self.head(functional.silu(self.norm(abc)).mean((2, 3)))
+        return out
+
+
+class DenseLayers(nn.Module):
+    """The same in the order of Huang et al. 2017: norm, activation and convolution of a list of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (6, 10, 14))
+        self.convs = nn.ModuleList(nn.Conv2d(n, 4, 3, padding=1, bias=False) for n in (6, 10))
+        self.transition, self.head = nn.Conv2d(14, 7, 1), nn.Linear(7, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for norm, conv in zip(self.norms[:2], self.convs, strict=True):
+            features.append(conv(functional.relu(norm(torch.cat(features, 1)))))
+        x = functional.avg_pool2d(self.transition(functional.relu(self.norms[2](torch.cat(features, 1)))), 2)
+        out: Tensor = self.head(functional.adaptive_avg_pool2d(functional.relu(x), (1, 1)).flatten(1))
+        return out
+
+
+class Excite(nn.Module):
+    """Squeeze and excite as it was first published, with sizes that are taken from the tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Sequential(nn.Linear(8, 4, bias=False), nn.ReLU(), nn.Linear(4, 8, bias=False), nn.Sigmoid())
+        self.head = nn.Linear(8, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        b, c, _, _ = x.size()
+        scale = self.fc(self.pool(x).view(b, c)).view(b, c, 1, 1)
+        out: Tensor = self.head(self.pool(x * scale.expand_as(x)).flatten(1))
+        return out
+
+
+class Groups1d(nn.Module):
+    """Group norms of one group, of as many as there are channels, and of a number between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv1d(3, 8, 3, padding=1), nn.GroupNorm(1, 8)
+        self.second, self.norm2 = nn.Conv1d(8, 6, 3, stride=2), nn.GroupNorm(6, 6)
+        self.third, self.norm3 = nn.Conv1d(6, 8, 1), nn.GroupNorm(4, 8)
+        self.head = nn.Linear(8, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.first(x)))
+        x = torch.relu(self.norm2(self.second(x)))
+        x = torch.relu(self.norm3(self.third(x)))
+        out: Tensor = self.head(x.mean(-1))
+        return out
+
+
+class Twice(nn.Module):
+    """Layers and norms that are used twice, so that what they read and write has one width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), LayerNorm2d(8)
+        self.conv, self.batch = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(self.norm(self.stem(x))))
+        x = torch.tanh(self.conv(functional.gelu(self.batch(self.norm(x)))))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class Tokens(nn.Module):
+    """A transformer's blocks without attention: rows of tokens, layer norms, RMS norms, sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, 8), nn.LayerNorm(8, bias=False)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.last, self.head = nn.RMSNorm(8), nn.Linear(8, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.down(functional.gelu(self.up(self.norm(x))))
+        out: Tensor = self.head(self.last(x).mean(1))
+        return out
+
+
+class Bare(nn.Module):
+    """Norms without weights, and weights that are one number for all channels (ReZero, PReLU)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False)
+        self.norm2, self.conv = nn.GroupNorm(1, 8, affine=False), nn.Conv2d(8, 8, 3, padding=1)
+        self.share, self.act = nn.Parameter(torch.tensor([0.3])), nn.PReLU()
+        self.norm3, self.norm4 = nn.GroupNorm(8, 8, affine=False), nn.LayerNorm(8, elementwise_affine=False)
+        self.head = nn.Linear(8, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.stem(x))
+        x = self.norm3(x + self.share * self.act(self.conv(torch.tanh(self.norm2(x)))))
+        out: Tensor = self.head(self.norm4(x.mean((2, 3))))
         return out
 
 
@@ -175,6 +298,13 @@ ORDINARY = {
     "resnet": (ResNet, IMAGE),
     "mobilenet": (MobileNet, IMAGE),
     "convnext": (ConvNeXt, IMAGE),
+    "convnext_2d": (ConvNeXt2d, IMAGE),
     "densenet": (DenseNet, IMAGE),
+    "dense_layers": (DenseLayers, IMAGE),
+    "excite": (Excite, IMAGE),
+    "twice": (Twice, IMAGE),
+    "bare": (Bare, IMAGE),
     "sequence": (Sequence1d, (3, 8)),
+    "groups": (Groups1d, (3, 9)),
+    "tokens": (Tokens, (3, 5)),
 }

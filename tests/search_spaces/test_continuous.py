@@ -4,12 +4,14 @@ real counts, and what it does not know is named."""
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from network_cases import IMAGE, ORDINARY, OUTPUTS, BasicBlock
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,8 +34,16 @@ WIDTHS = {
     "mobilenet": ["width.stem.0", "width.expand.0", "width.se.conv_reduce"],
     "convnext": ["width.stem", "width.pw1"],
     "densenet": ["width.first", "width.second", "width.third"],
+    "convnext_2d": ["width.stem.0", "width.fc1"],
+    "dense_layers": ["width.stem", "width.convs.0", "width.convs.1", "width.transition"],
+    "excite": ["width.conv", "width.fc.0"],
+    "twice": ["width.stem"],
+    "bare": ["width.stem"],
     "sequence": ["width.body.0", "width.body.4"],
+    "groups": ["width.first", "width.second"],
+    "tokens": ["width.embed", "width.up"],
 }
+DEPTHWISE = ("mobilenet", "convnext", "convnext_2d")  # torch counts the gradient of all pairs of their channels
 SIZES = [0.15, 0.4, 0.75]  # shares of the full width
 
 
@@ -47,9 +57,9 @@ def continuous(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
     for _ in range(2):
         module(torch.randn(12, *shape, dtype=torch.float64))
     for norm in module.modules():
-        if isinstance(norm, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
+        if isinstance(norm, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d):
+            for parameter in norm.parameters():
+                nn.init.uniform_(parameter, 0.3, 1.5)
     gated, _ = make_continuous(copy.deepcopy(module), example=example)
     return module, gated.double(), example
 
@@ -97,23 +107,28 @@ def test_materialised_is_the_relaxed_network_at_whole_sizes(name: str, training:
     torch.testing.assert_close(wide_out, narrow_out, rtol=1e-10, atol=1e-11)
     functional.cross_entropy(wide_out, y).backward()
     functional.cross_entropy(narrow_out, y).backward()
+    places = kept_places(gated, example)
     for path, parameter in left.items():
-        wide = gated.get_parameter(path).grad
+        wide, narrow_gradient = gated.get_parameter(path).grad, parameter.grad
         assert wide is not None
-        assert parameter.grad is not None
-        kept = wide[tuple(slice(0, n) for n in parameter.shape)] if _is_prefix(name, path) else None
-        if kept is not None:
-            torch.testing.assert_close(kept, parameter.grad, rtol=1e-8, atol=1e-12)
-        torch.testing.assert_close(wide.norm(), parameter.grad.norm(), rtol=1e-8, atol=1e-12)  # so the rest is 0
-    for (_, a), (_, b) in zip(_statistics(gated), _statistics(narrow), strict=True):
-        if name != "densenet":
-            torch.testing.assert_close(a[: len(b)], b, rtol=1e-10, atol=1e-12)
+        assert narrow_gradient is not None
+        members = wide.flatten()[places[path]]
+        torch.testing.assert_close(members, narrow_gradient.flatten(), rtol=1e-8, atol=1e-12)
+        others = torch.ones(wide.numel(), dtype=torch.bool)
+        others[places[path]] = False
+        assert not wide.flatten()[others].any()
+    for path, b in _statistics(narrow):
+        torch.testing.assert_close(gated.get_buffer(path)[places[path]], b, rtol=1e-10, atol=1e-12)
 
 
-def _is_prefix(name: str, path: str) -> bool:
-    """Members are the leading channels of every tensor, but not of one that reads several widths side by side, or each
-    channel at several places."""
-    return name != "densenet" and path != "classifier.0.weight"
+def kept_places(gated: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """Where each number of the narrow network lies in the wide one: narrow a copy whose every tensor counts."""
+    counting = copy.deepcopy(gated)
+    gates = {id(p) for gate in gates_of(counting).values() for p in gate.parameters()}
+    for tensor in [*counting.parameters(), *counting.buffers()]:
+        if id(tensor) not in gates:
+            tensor.data = torch.arange(tensor.numel()).to(tensor.dtype).reshape(tensor.shape)
+    return {path: t.detach().flatten().long() for path, t in materialise(Flow(counting, example)).state_dict().items()}
 
 
 def _statistics(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -136,7 +151,7 @@ def test_costs_are_real_counts_of_the_narrow_network(name: str, share: float) ->
     assert costs.flops(sizes) * len(example) == forward
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
-    if name not in ("mobilenet", "convnext"):
+    if name not in DEPTHWISE:
         assert costs.training_flops(sizes) * len(example) == forward + counter.get_total_flops()
 
 
@@ -153,17 +168,26 @@ def test_costs_have_the_gradient_of_their_finite_differences(name: str) -> None:
             assert gradient.item() == pytest.approx((around[0] - around[1]) / 2e-4, rel=1e-6)
 
 
-def test_activation_bytes_are_those_that_hooks_count() -> None:
-    """Of a network whose every value is written by a module."""
-    make, shape = ORDINARY["vgg"]
-    gated, _ = make_continuous(make(), example=(2, *shape))
+@pytest.mark.parametrize("name", list(ORDINARY))
+def test_activation_bytes_are_those_that_are_really_written(name: str) -> None:
+    """Every result in memory of its own, and those that are written in place."""
+    _, gated, example = continuous(name)
     sizes = set_sizes(gated, 0.5)
-    flow = Flow(gated, torch.zeros(2, *shape))
-    narrow, written = materialise(flow), []
-    for child in narrow.modules():
-        if not list(child.children()) and not isinstance(child, nn.Dropout | nn.Flatten):
-            child.register_forward_hook(lambda _, __, out: written.append(4 * out[0].numel()))
-    narrow.eval()(torch.zeros(2, *shape))
+    flow = Flow(gated, example)
+    narrow, written = materialise(flow).eval(), []
+
+    class Counting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            out = super().run_node(n)
+            if n.op in ("call_module", "call_function", "call_method") and isinstance(out, Tensor):
+                storage = out.untyped_storage().data_ptr()
+                read = [self.env[source] for source in n.all_input_nodes if isinstance(self.env[source], Tensor)]
+                view = any(value.untyped_storage().data_ptr() == storage for value in read)
+                if not view or n.target is operator.iadd:
+                    written.append(4 * out[0].numel())
+            return out
+
+    Counting(narrow, garbage_collect_values=False).run(example)
     assert costs_of(flow).activation_bytes(sizes) == sum(written)
 
 
@@ -186,9 +210,96 @@ class Branching(Odd):
         return out
 
 
-def test_a_pattern_that_is_not_known_is_named() -> None:
-    with pytest.raises(Invalid, match="sort"):
+def test_a_pattern_that_is_not_known_is_named_and_what_follows_on_it_is_not() -> None:
+    with pytest.raises(Invalid) as caught:
         make_continuous(Odd(), example=(2, 5))
+    (fault,) = caught.value.faults
+    assert "channels cannot be followed through `sort`" in fault
+
+
+class Normed(nn.Module):
+    """A norm that is not known, in a block, between layers that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block = (
+            nn.Conv2d(3, 8, 3),
+            nn.Sequential(nn.Conv2d(8, 6, 1), nn.InstanceNorm2d(6, affine=True)),
+        )
+        self.last, self.head = nn.Conv2d(6, 5, 1), nn.Linear(5, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.block(torch.relu(self.first(x))))
+        out: Tensor = self.head(torch.relu(self.last(x)).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("left", ["block", "block.1"])
+def test_what_is_not_known_may_be_left(left: str) -> None:
+    """What it reads and writes keeps its width; its numbers still count."""
+    with pytest.raises(Invalid, match=r"`block\.1 \(InstanceNorm2d\)`; write it .* or name the layer in `leave`"):
+        make_continuous(Normed(), example=(2, *IMAGE))
+    gated, space = make_continuous(Normed(), leave=[left], example=(2, *IMAGE))
+    assert list(space.parameters) == ["width.first", "width.last"]
+    sizes, example = set_sizes(gated.eval(), 0.5), torch.randn(4, *IMAGE)
+    flow = Flow(gated, example)
+    narrow = materialise(flow)
+    torch.testing.assert_close(narrow(example), gated(example), rtol=1e-5, atol=1e-6)
+    assert costs_of(flow).parameters(sizes) == sum(p.numel() for p in narrow.parameters())
+
+
+class Sort(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sort(x, 1).values
+
+
+def test_an_operation_may_be_left_by_the_module_that_calls_it() -> None:
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), Sort(), nn.Linear(6, OUTPUTS))
+    with pytest.raises(Invalid, match="sort"):
+        make_continuous(module)
+    _, space = make_continuous(module, leave=["3"])
+    assert list(space.parameters) == ["width.0"]
+
+
+class Cut(nn.Module):
+    """Channels are added to a flatten of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear, self.head = nn.Conv2d(3, 2, 3, padding=1), nn.Linear(128, 128), nn.Linear(128, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.relu(self.conv(x)).flatten(1)
+        out: Tensor = self.head(flat + torch.tanh(self.linear(flat)))
+        return out
+
+
+def test_where_no_width_is_free_each_reason_is_told() -> None:
+    with pytest.raises(
+        Invalid, match=r"but got none \(.*those of `conv`: `add` ties channels that are cut differently"
+    ):
+        make_continuous(Cut(), example=(2, *IMAGE))
+
+
+@pytest.mark.parametrize("first", [nn.Linear(5, 6), nn.Identity()])
+def test_a_norm_across_several_widths_is_refused(first: nn.Module) -> None:
+    """Whether or not the first of them may change."""
+
+    class Side(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = first, nn.Linear(5, 6)
+            self.norm = nn.LayerNorm(12 if isinstance(first, nn.Linear) else 11)
+            self.c, self.head = nn.Linear(self.norm.normalized_shape[0], 7), nn.Linear(7, OUTPUTS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(torch.tanh(self.c(self.norm(torch.cat([self.a(x), self.b(x)], 1)))))
+            return out
+
+    with pytest.raises(Invalid, match=r"network\.norm: a norm across channels must read one layer's"):
+        make_continuous(Side(), example=(2, 5))
+    _, space = make_continuous(Side(), leave=["norm"], example=(2, 5))
+    assert list(space.parameters) == ["width.c"]
 
 
 def test_a_network_that_cannot_be_traced_says_why() -> None:

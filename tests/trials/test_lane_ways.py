@@ -70,6 +70,7 @@ def mixed(shape: tuple[int, ...], outputs: int) -> nn.Module:
     return make_continuous(Mixed(outputs), example=(2, *shape))[0]
 
 
+CASES["rows without norm"] = (Residual(stages=1, blocks=1, width=8, norm="none", activation="gelu"), (5,))
 CASES["made continuous"] = (resolve(Own(reference="here:mixed"), mixed, (2, 6, 6), OUTPUTS), (2, 6, 6))
 
 
@@ -189,6 +190,31 @@ def test_lanes_equal_narrow_networks_in_torchs_own_loop(way: str, case: str, rul
     x, _ = batch_of(shape, 77)
     for got, (module, _) in zip(lanes.predict(x), loops, strict=True):
         torch.testing.assert_close(got.mT, module.eval()(x), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fifty_adam_steps_in_single_precision_stay_within_its_rounding(way: str) -> None:
+    """Lanes and torch's loop at the usual rate of 1e-3: weights equal to 5e-7."""
+    sizes, lr = [3, 8, 5], 1e-3
+    lanes = whole_lanes(way, "rows without norm", sizes, "adamw", torch.float32)
+    rule = Rule(kind="adam", uses=frozenset({"lr", "beta1", "beta2"}))
+    lanes.attach(rule, {"lr": torch.full((3,), lr), "beta1": torch.full((3,), 0.9), "beta2": torch.full((3,), 0.999)})
+    if way != "per_lane":
+        lanes.regate(*regated(sizes))
+    loops = [module.float() for module, _ in alone("rows without norm", sizes, "adamw")]
+    adams = [torch.optim.Adam(module.parameters(), lr=lr) for module in loops]
+    for step in range(50):
+        x, y_BO = batch_of((5,), step)
+        lanes.step(x.float(), y_BO.float())
+        for module, adam in zip(loops, adams, strict=True):
+            adam.zero_grad()
+            functional.cross_entropy(module(x.float()), y_BO.float()).backward()
+            adam.step()
+    for k, module in enumerate(loops):
+        lane = dict(lanes.module(k).named_parameters())
+        for path, wanted in module.named_parameters():
+            got = lane[path][tuple(slice(0, n) for n in wanted.shape)]
+            torch.testing.assert_close(got, wanted, rtol=0, atol=5e-7)
 
 
 @pytest.mark.parametrize("way", WAYS)
