@@ -53,18 +53,18 @@ def make_continuous(
         raise Invalid(faults)
     flow = Flow(module, _example(module, example))
     for use in flow.uses:
-        if use.path in leave or any(use.path.startswith(f"{path}.") for path in leave):
+        if _within(use.path, leave):
             for segment in use.outputs:
                 flow.pin(segment.group, "they are to be left")
-    asked = [name for name in flow.unknown.values() if name.split(" ")[0] not in leave]
+    asked = [name for node, name in flow.unknown.items() if not any(_within(path, leave) for path in _paths(node))]
     faults = flow.faults + [
         f"network: channels cannot be followed through `{name}`; write it with known operations, or name the layer in "
-        "`leave` to keep the widths around it."
+        "`leave` (it, or the module whose forward calls it) to keep the widths around it."
         for name in dict.fromkeys(asked)
     ]
     free = [group for group in flow.free_groups() if not group.pinned and group.size > 1]
     if not faults and not free:
-        faults.append("network: at least one layer must lie between input and output for a width, but got none.")
+        faults.append(_no_width(flow))
     if faults:
         raise Invalid(faults)
     gates = {id(group): _gated(flow, group, membership) for group in free}
@@ -80,6 +80,21 @@ def make_continuous(
     flow.graph.graph.lint()
     flow.graph.recompile()
     return flow.graph, Space(parameters)
+
+
+def _within(path: str, leave: Sequence[str]) -> bool:
+    return any(path == left or path.startswith(f"{left}.") for left in leave)
+
+
+def _paths(node: fx.Node) -> list[str]:
+    """The modules in whose forward a node is, the node's own among them."""
+    return [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+
+
+def _no_width(flow: Flow) -> str:
+    reasons = [f"those of `{group.first}`: {group.pinned}" for group in flow.free_groups() if group.pinned]
+    told = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"network: at least one layer must lie between input and output for a width, but got none{told}."
 
 
 def _argument_faults(module: nn.Module, width: tuple[float, float], leave: Sequence[str]) -> list[str]:
@@ -136,26 +151,32 @@ def _gated(flow: Flow, group: Group, membership: str) -> WidthGate:
 def _mask_norms(flow: Flow, gates: dict[int, WidthGate]) -> None:
     """Put a masked norm in the place of every norm across gated channels."""
     for use in flow.uses:
-        gate = gates.get(id(use.inputs[0].group.root)) if use.kind == "layer_norm" else None
-        norm = flow.module(use.path) if gate is not None else None
-        if gate is None or norm is None or isinstance(norm, MaskedNorm):
+        found = [gate for s in use.inputs if (gate := gates.get(id(s.group.root))) is not None]
+        if use.kind != "layer_norm" or not found:
             continue
         if len(use.inputs) != 1 or use.inputs[0].repeat != 1:
             raise Invalid([f"network.{use.path}: a norm across channels must read one layer's; name it in `leave`."])
-        new: MaskedNorm
-        if isinstance(norm, nn.RMSNorm):
-            new = MaskedRMSNorm(gate.maximum, gate, eps=norm.eps if norm.eps is not None else 1.2e-7)
-        elif isinstance(norm, nn.LayerNorm):
-            new = MaskedLayerNorm(gate.maximum, gate, eps=norm.eps, bias=norm.bias is not None)
-        else:
-            assert isinstance(norm, nn.GroupNorm)
-            new = MaskedLayerNorm(gate.maximum, gate, eps=norm.eps, dim=1, spatial=True)
-        new.to(next(gate.parameters())).train(norm.training)
-        with torch.no_grad():
-            for name, value in norm.named_parameters():
-                getattr(new, name).copy_(value)
-        owner, _, name = use.path.rpartition(".")
-        flow.graph.get_submodule(owner).add_module(name, new)
+        norm = flow.module(use.path)
+        if not isinstance(norm, MaskedNorm):
+            owner, _, name = use.path.rpartition(".")
+            flow.graph.get_submodule(owner).add_module(name, _masked(norm, found[0]))
+
+
+def _masked(norm: nn.Module, gate: WidthGate) -> MaskedNorm:
+    affine, bias = norm.weight is not None, getattr(norm, "bias", None) is not None
+    new: MaskedNorm
+    if isinstance(norm, nn.RMSNorm):
+        new = MaskedRMSNorm(gate.maximum, gate, eps=norm.eps, affine=affine)
+    elif isinstance(norm, nn.LayerNorm):
+        new = MaskedLayerNorm(gate.maximum, gate, eps=norm.eps, affine=affine, bias=bias)
+    else:
+        assert isinstance(norm, nn.GroupNorm)
+        new = MaskedLayerNorm(gate.maximum, gate, eps=norm.eps, affine=affine, dim=1, spatial=True)
+    new.to(next(gate.parameters())).train(norm.training)
+    with torch.no_grad():
+        for name, value in norm.named_parameters():
+            getattr(new, name).copy_(value)
+    return new
 
 
 def _insert(flow: Flow, gates: dict[int, WidthGate]) -> None:

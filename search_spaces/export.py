@@ -12,12 +12,14 @@ takes its name: a file that stands there is whole and right.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import os
 import runpy
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +122,34 @@ def _pt2(module: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], T
 
 
 def _onnx(module: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    torch.onnx.export(
-        module,
-        (example,),
-        path,
-        input_names=["x"],
-        output_names=["y"],
-        dynamo=True,
-        dynamic_shapes=_any_batch(module),
-        external_data=False,
-        verbose=False,
-    )
+    with _silence():
+        torch.onnx.export(
+            module,
+            (example,),
+            path,
+            input_names=["x"],
+            output_names=["y"],
+            dynamo=True,
+            dynamic_shapes=_any_batch(module),
+            external_data=False,
+            verbose=False,
+        )
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     evaluator: Any = ReferenceEvaluator(onnx.load(path))
     return lambda x: torch.from_numpy(evaluator.run(None, {"x": x.numpy()})[0])
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter logs which packages that nobody asked for are not installed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _any_batch(module: nn.Module) -> tuple[dict[int, Any], ...]:

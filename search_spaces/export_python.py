@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import keyword
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from search_spaces.faults import Invalid
 
 HEAD = '''"""A plain network: `load()` builds it with the weights in the .safetensors file beside this one.
 
-It reads float32 numbers [{shape}].
+It reads {dtype} numbers [{shape}].
 """
 
 from pathlib import Path
@@ -38,11 +39,13 @@ TAIL = '''
 
 def load(path=Path(__file__).with_suffix(".safetensors")):
     """The network with its weights, in evaluation mode."""
-    network = Network()
+    network = Network(){cast}
     network.load_state_dict(load_file(path))
     return network.eval()
 '''
 
+WORDS = re.compile(r"\b(padding|padding_mode)=([a-z]+)")
+PREFIX = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
 INFIX = {
     operator.add: "+",
     operator.iadd: "+",
@@ -53,6 +56,13 @@ INFIX = {
     operator.floordiv: "//",
     operator.pow: "**",
     operator.matmul: "@",
+    operator.isub: "-",
+    operator.itruediv: "/",
+    operator.mod: "%",
+    operator.gt: ">",
+    operator.ge: ">=",
+    operator.lt: "<",
+    operator.le: "<=",
 }
 
 
@@ -60,15 +70,18 @@ def written(graph: fx.GraphModule, shape: str) -> str:
     """The source of a file that rebuilds a traced network; `shape` says what it reads."""
     names, values = _names(graph), _values(graph)
     made = [f"        self.{names[path]} = {_made(graph, path)}\n" for path in names]
-    body = [f"        {line}\n" for line in _forward(graph, {**names, **values})]
+    known = {**{f"self.{path}": f"self.{name}" for path, name in names.items()}, **values}
+    body = [f"        {line}\n" for line in _forward(graph, known)]
     inputs = ", ".join(values[node.name] for node in graph.graph.nodes if node.op == "placeholder")
     used = "".join(body)
-    head = HEAD.format(shape=shape)
+    dtype = next((t.dtype for t in weights_of(graph).values() if t.is_floating_point()), torch.float32)
+    head = HEAD.format(shape=shape, dtype=str(dtype).removeprefix("torch."))
+    tail = TAIL.format(cast="" if dtype == torch.float32 else f".to({dtype})")
     if "functional." not in used:
         head = head.replace("from torch.nn import functional\n", "")
-    if "torch." not in used + "".join(made):
+    if "torch." not in used + "".join(made) + tail:
         head = head.replace("import torch\n", "", 1)
-    return head + "".join(made) + f"\n    def forward(self, {inputs}):\n" + used + TAIL
+    return head + "".join(made) + f"\n    def forward(self, {inputs}):\n" + used + tail
 
 
 def weights_of(graph: fx.GraphModule) -> dict[str, Tensor]:
@@ -119,12 +132,13 @@ def _at(graph: fx.GraphModule, path: str) -> Any:
 
 def _made(graph: fx.GraphModule, path: str) -> str:
     target = _at(graph, path)
+    size = ", ".join(map(str, getattr(target, "shape", ()))) or "()"
     if isinstance(target, nn.Parameter):
-        return f"nn.Parameter(torch.zeros({', '.join(map(str, target.shape))}))"
+        return f"nn.Parameter(torch.zeros({size}))"
     if isinstance(target, Tensor):
-        return f"nn.Buffer(torch.zeros({', '.join(map(str, target.shape))}, dtype={target.dtype}))"
+        return f"nn.Buffer(torch.zeros({size}, dtype={target.dtype}))"
     if type(target).__module__.startswith("torch.nn.modules."):
-        return f"nn.{target!r}"  # torch's layers print as they are made
+        return "nn." + WORDS.sub(r'\1="\2"', repr(target))  # torch's layers print as they are made, but for quotes
     raise Invalid([f"export: .py knows torch.nn's own layers, but `{path}` is a {type(target).__name__}; try .pt2."])
 
 
@@ -141,10 +155,12 @@ def _forward(graph: fx.GraphModule, names: dict[str, str]) -> list[str]:
 def _call(node: fx.Node, names: dict[str, str]) -> str:
     arguments = [_text(a, names) for a in node.args] + [f"{key}={_text(a, names)}" for key, a in node.kwargs.items()]
     if node.op == "call_module":
-        return f"self.{names[str(node.target)]}({', '.join(arguments)})"
+        return f"{names[f'self.{node.target}']}({', '.join(arguments)})"
     if node.op == "call_method":
         return f"{arguments[0]}.{node.target}({', '.join(arguments[1:])})"
     function: Any = node.target
+    if function in PREFIX:
+        return f"{PREFIX[function]}{arguments[0]}"
     if function in INFIX:
         return f"{arguments[0]} {INFIX[function]} {arguments[1]}"
     if function is operator.getitem:
@@ -165,7 +181,7 @@ def _named(function: Callable[..., Any]) -> str:
 def _text(value: Any, names: dict[str, str]) -> str:
     """A value as it is written."""
     if isinstance(value, fx.Node):
-        return f"self.{names[str(value.target)]}" if value.op == "get_attr" else names[value.name]
+        return names[f"self.{value.target}" if value.op == "get_attr" else value.name]
     if isinstance(value, tuple | list):
         inner = ", ".join(_text(item, names) for item in value)
         if isinstance(value, list):

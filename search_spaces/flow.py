@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from search_spaces.faults import Invalid
+from search_spaces.functional_norms import as_modules
 from search_spaces.norms import MaskedNorm
 from search_spaces.width import Gate, GateRow
 
@@ -92,6 +93,7 @@ class Use:
     positions: int = 1
     bias: bool = False
     learnt: bool = True  # whether a gradient passes to its input
+    trained: bool = True  # whether it has weights at all: a norm may have none
 
 
 class _Tracer(fx.Tracer):
@@ -114,7 +116,8 @@ class Flow:
         graph: a GraphModule that shares the module's parameters; every node with a tensor has a `Value` in `values`.
         uses: the layers in the order of the graph.
         groups: the gated groups by name.
-        faults: what forbids a gate where it is, and patterns that are not known, in sentences.
+        faults: what forbids a gate where it is, in sentences.
+        unknown: the operations through which channels cannot be followed, by what they are called.
 
     Raises:
         Untraceable: when torch.fx cannot trace it.
@@ -130,7 +133,7 @@ class Flow:
         self.values: dict[fx.Node, Value] = {}
         self.uses: list[Use] = []
         self.faults: list[str] = []
-        self.unknown: dict[str, str] = {}
+        self.unknown: dict[fx.Node, str] = {}
         self.silencers: dict[fx.Node, str] = {}  # how a node treats zeros: gate, keep, both, either, break
         for node in self.graph.graph.nodes:
             spread(self, node)
@@ -140,7 +143,7 @@ class Flow:
     def tie(self, a: tuple[Segment, ...], b: tuple[Segment, ...], where: fx.Node) -> None:
         """Make two runs of segments one: the same channels, added up."""
         if [(s.group.size, s.repeat) for s in a] != [(s.group.size, s.repeat) for s in b]:
-            reason = f"`{where.name}` adds channels that are cut differently"
+            reason = f"`{where.name}` ties channels that are cut differently"
             for segment in (*a, *b):
                 self.pin(segment.group, reason)
             return
@@ -151,13 +154,21 @@ class Flow:
             if first.gate and second.gate and first.gate != second.gate:
                 self.faults.append(
                     f"network: gates {first.gate!r} and {second.gate!r} must not gate channels that `{where.name}` "
-                    "adds up; use one gate for both (one module, called twice)."
+                    "ties; use one gate for both (one module, called twice)."
                 )
             if second.order < first.order:  # a group is named for the layer that writes it first
                 first, second = second, first
             second._into = first
             first.gate = first.gate or second.gate
             first.pinned = first.pinned or second.pinned
+
+    def record(self, use: Use) -> None:
+        """Note a use of weights: where a layer is used again, it reads and writes the same channels as before."""
+        before = next((other for other in self.uses if other.path == use.path), None)
+        self.uses.append(use)
+        if before is not None:
+            self.tie(before.inputs, use.inputs, use.node)
+            self.tie(before.outputs, use.outputs, use.node)
 
     def pin(self, group: Group, reason: str) -> None:
         """Forbid a width of its own."""
@@ -252,7 +263,9 @@ def traced(module: nn.Module) -> fx.GraphModule:
     try:
         tracer = _Tracer()
         graph = tracer.trace(module)
-        return fx.GraphModule(module, graph, type(module).__name__)
+        found = fx.GraphModule(module, graph, type(module).__name__)
+        as_modules(found)
+        return found
     except Exception as error:  # tracing runs the user's forward with proxies: anything may come
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise Untraceable(
@@ -263,12 +276,19 @@ def traced(module: nn.Module) -> fx.GraphModule:
         ) from error
 
 
+class _Shapes(ShapeProp):
+    """A gate changes no shape, and one that does not fit is judged by its rule, with all others."""
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return args[0] if isinstance(self.fetch_attr(target), Gate) else super().call_module(target, args, kwargs)
+
+
 def _propagate_shapes(graph: fx.GraphModule, example: Tensor) -> None:
     modes = {m: m.training for m in graph.modules()}
     graph.eval()
     try:
         with torch.no_grad():
-            ShapeProp(graph).propagate(example)
+            _Shapes(graph).propagate(example)
     except Exception as error:
         cause = error.__cause__ or error
         problem = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
@@ -276,6 +296,13 @@ def _propagate_shapes(graph: fx.GraphModule, example: Tensor) -> None:
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+def source_of(flow: Flow, node: fx.Node) -> tuple[fx.Node, Value]:
+    """The tensor that a node works on."""
+    source = node.args[0] if node.args else next(n for n in node.all_input_nodes if n in flow.values)
+    assert isinstance(source, fx.Node)
+    return source, flow.values[source]
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:

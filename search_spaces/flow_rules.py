@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from search_spaces.flow import Flow, Group, Segment, Use, Value, shape_of
-from search_spaces.norms import MaskedNorm
+from search_spaces.flow import Flow, Group, Segment, Use, Value, shape_of, source_of
+from search_spaces.norm_rules import NORM_RULES
 from search_spaces.width import Gate, GateRow
 
 Rule = Callable[[Flow, fx.Node, Any], Value | None]
@@ -48,10 +48,21 @@ KEEPING_NAMES = {
         "dropout2d",
     ),
     *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-    *("adaptive_max_pool2d", "interpolate", "contiguous", "clone", "detach", "float", "double", "neg", "abs", "sqrt"),
+    *(
+        "adaptive_max_pool2d",
+        "interpolate",
+        "contiguous",
+        "clone",
+        "detach",
+        "float",
+        "double",
+        "neg",
+        "abs",
+        "expand_as",
+    ),
     *("boolean_dispatch",),  # how torch names max_pool2d
 }
-BREAKING_NAMES = {"sigmoid", "hardsigmoid", "softplus", "exp"}
+BREAKING_NAMES = {"sigmoid", "hardsigmoid", "softplus", "exp", "sqrt"}  # sqrt has no slope at 0
 SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
 RESHAPES = {
@@ -85,7 +96,7 @@ def spread(flow: Flow, node: fx.Node) -> None:
         flow.values[node] = Value(shape, axis, (Segment(group),))
         flow.silencers[node] = "break"
         return
-    if node.op == "get_attr":
+    if _bare_of(node) is not None:
         return  # read by the operation that uses it
     rule = _rule_of(flow, node)
     value = None
@@ -132,12 +143,6 @@ def _rule_of(flow: Flow, node: fx.Node) -> Rule | None:
     return None
 
 
-def _source(flow: Flow, node: fx.Node) -> tuple[fx.Node, Value]:
-    source = node.args[0] if node.args else next(n for n in node.all_input_nodes if n in flow.values)
-    assert isinstance(source, fx.Node)
-    return source, flow.values[source]
-
-
 def _segments(flow: Flow, node: fx.Node) -> tuple[Segment, ...]:
     value = flow.values.get(node)
     return () if value is None else value.segments or ()
@@ -150,7 +155,7 @@ def _opaque(flow: Flow, node: fx.Node) -> Value:
         source = inputs.pop()
         if source in flow.values:
             sources.append(source)
-        else:
+        elif _bare_of(source) is None:
             named, inputs = source, [*inputs, *source.all_input_nodes]
     name = named.target if isinstance(named.target, str) else getattr(named.target, "__name__", str(named.target))
     if named.op == "call_module":
@@ -158,7 +163,8 @@ def _opaque(flow: Flow, node: fx.Node) -> Value:
     for source in sources:
         for segment in _segments(flow, source):
             flow.pin(segment.group, f"they enter `{name}`, which continua cannot follow channels through")
-    flow.unknown[node.name] = str(name)
+    if all(flow.values[source].segments is not None for source in sources):  # else it only follows on an unknown one
+        flow.unknown[named] = str(name)
     flow.silencers[node] = "break"
     shape = shape_of(node)
     assert shape is not None
@@ -167,7 +173,7 @@ def _opaque(flow: Flow, node: fx.Node) -> Value:
 
 def _known(flow: Flow, node: fx.Node, size: int) -> tuple[Segment, ...]:
     """The segments of what a layer reads; an opaque tensor counts as one pinned group."""
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     if value.segments is not None:
         return value.segments
     return (Segment(Group(size, f"the input of {node.name}", pinned="they come out of an unknown operation")),)
@@ -177,7 +183,7 @@ def _known(flow: Flow, node: fx.Node, size: int) -> tuple[Segment, ...]:
 
 
 def _linear(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     shape = shape_of(node)
     assert shape is not None
     if value.segments is not None and value.axis != len(value.shape) - 1:
@@ -187,13 +193,13 @@ def _linear(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
     inputs = _known(flow, node, layer.in_features)
     bias = layer.bias is not None
     use = Use(node, str(node.target), "linear", inputs, (out,), positions=positions, bias=bias, learnt=value.learnt)
-    flow.uses.append(use)
+    flow.record(use)
     flow.silencers[node] = "break"
     return Value(shape, len(shape) - 1, (out,), learnt=True)
 
 
 def _conv(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     shape = shape_of(node)
     assert shape is not None
     inputs = _known(flow, node, layer.in_channels)
@@ -212,7 +218,7 @@ def _conv(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
         return _grouped(flow, node, layer, value, inputs, outputs, shape)
     positions = Value(shape, 1, outputs).positions
     bias = layer.bias is not None
-    flow.uses.append(Use(node, str(node.target), kind, inputs, outputs, taps, positions, bias, value.learnt))
+    flow.record(Use(node, str(node.target), kind, inputs, outputs, taps, positions, bias, value.learnt))
     flow.silencers[node] = "break"
     return Value(shape, 1, outputs, learnt=True)
 
@@ -224,63 +230,15 @@ def _grouped(
     share = (Segment(Group(layer.in_channels // layer.groups, str(node.target), pinned="a share of other channels")),)
     positions = Value(shape, 1, outputs).positions
     taps = layer.weight[0, 0].numel()
-    flow.uses.append(
+    flow.record(
         Use(node, str(node.target), "grouped", share, outputs, taps, positions, layer.bias is not None, value.learnt)
     )
     flow.silencers[node] = "break"
     return Value(shape, 1, outputs, learnt=True)
 
 
-def _batch_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
-    _, value = _source(flow, node)
-    if value.segments is None or value.axis != 1:
-        return None
-    if norm.affine:
-        flow.uses.append(Use(node, str(node.target), "norm", value.segments, value.segments, bias=True))
-    flow.silencers[node] = "break"
-    return Value(value.shape, 1, value.segments, learnt=value.learnt or bool(norm.affine))
-
-
-def _layer_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
-    _, value = _source(flow, node)
-    last = len(value.shape) - 1
-    if value.segments is None or value.axis != last or len(norm.normalized_shape) != 1:
-        return None
-    if norm.weight is not None:
-        bias = getattr(norm, "bias", None) is not None
-        flow.uses.append(Use(node, str(node.target), "layer_norm", value.segments, value.segments, bias=bias))
-    flow.silencers[node] = "break"
-    return Value(value.shape, last, value.segments, learnt=True)
-
-
-def _group_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
-    _, value = _source(flow, node)
-    if value.segments is None or value.axis != 1:
-        return None
-    across = norm.num_groups != norm.num_channels
-    if norm.num_groups > 1 and across:
-        for segment in value.segments:
-            flow.pin(segment.group, f"`{node.target}` normalises them in {norm.num_groups} equal parts")
-    kind = "layer_norm" if across else "norm"
-    if norm.affine:
-        flow.uses.append(Use(node, str(node.target), kind, value.segments, value.segments, bias=True))
-    flow.silencers[node] = "break"
-    return Value(value.shape, 1, value.segments, learnt=True)
-
-
-def _masked_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
-    _, value = _source(flow, node)
-    if value.segments is None:
-        return None
-    flow.uses.append(
-        Use(node, str(node.target), "layer_norm", value.segments, value.segments, bias=norm.bias is not None)
-    )
-    flow.silencers[node] = "break"
-    return Value(value.shape, value.axis, value.segments, learnt=True)
-
-
 def _gate_row(flow: Flow, node: fx.Node, row: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     gates = iter(row.gates)
     for segment, (size, _) in zip(value.segments or (), row.parts, strict=True):
         if not size:
@@ -290,7 +248,7 @@ def _gate_row(flow: Flow, node: fx.Node, row: Any) -> Value | None:
 
 
 def _gate(flow: Flow, node: fx.Node, gate: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     segments = value.segments
     flow.silencers[node] = "gate"
     if segments is None or len(segments) != 1 or segments[0].repeat != 1:
@@ -306,6 +264,8 @@ def _gate(flow: Flow, node: fx.Node, gate: Any) -> Value | None:
             f"network.{node.target}: the gate {gate.name!r} must have as many units as the layer it follows "
             f"({group.size} in `{group.first}`), but got maximum={gate.maximum}; set it to {group.size}."
         )
+    elif fault := _axis_fault(gate, value):
+        flow.faults.append(f"network.{node.target}: {fault}")
     if group.gate and group.gate != gate.name:
         flow.faults.append(
             f"network.{node.target}: the channels of `{group.first}` must have one gate, but {gate.name!r} gates them "
@@ -315,11 +275,21 @@ def _gate(flow: Flow, node: fx.Node, gate: Any) -> Value | None:
     return value
 
 
+def _axis_fault(gate: Gate, value: Value) -> str:
+    try:
+        axis = gate.axis(torch.empty(value.shape, device="meta"))
+    except ValueError as error:
+        return str(error)
+    if axis == value.axis:
+        return ""
+    return f"the gate {gate.name!r} must gate channels, which lie on axis {value.axis}, but got {axis}; set dim."
+
+
 # -- everything else ---------------------------------------------------------------------------------------------------
 
 
 def _same(flow: Flow, node: fx.Node, how: str) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     shape = shape_of(node)
     assert shape is not None
     if len(shape) != len(value.shape) or shape[value.axis] != value.shape[value.axis]:
@@ -345,7 +315,14 @@ def _operands(flow: Flow, node: fx.Node) -> list[fx.Node]:
 
 
 def _parameters(flow: Flow, node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if n.op == "get_attr"]
+    return [n for n in node.all_input_nodes if _bare_of(n) is not None]
+
+
+def _bare_of(node: Any) -> fx.Node | None:
+    """The bare parameter that a node is, or is a view of."""
+    while isinstance(node, fx.Node) and node.op != "get_attr":
+        node = node.args[0] if node.target in RESHAPES and node.args else None
+    return node if isinstance(node, fx.Node) else None
 
 
 def _sum(flow: Flow, node: fx.Node, _: Any) -> Value | None:
@@ -390,19 +367,22 @@ def _combined(flow: Flow, node: fx.Node) -> Value | None:
 
 def _bare(flow: Flow, node: fx.Node, parameter: fx.Node, value: Value, shape: tuple[int, ...]) -> bool:
     """Record a parameter that meets the channels; false when it does not lie along them alone."""
+    bare = _bare_of(parameter)
+    assert bare is not None
     tensor: Any = flow.graph
-    for part in str(parameter.target).split("."):
+    for part in str(bare.target).split("."):
         tensor = getattr(tensor, part)
-    if not isinstance(tensor, torch.Tensor):
+    seen = shape_of(parameter)
+    if not isinstance(tensor, torch.Tensor) or seen is None:
         return False
-    aligned = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
+    aligned = (1,) * (len(shape) - len(seen)) + seen
     if tensor.numel() == 1:
         return True
     if tensor.numel() != shape[value.axis] or aligned[value.axis] != shape[value.axis]:
         return False
     assert value.segments is not None
     if isinstance(tensor, nn.Parameter):
-        flow.uses.append(Use(node, str(parameter.target), "parameter", value.segments, value.segments))
+        flow.record(Use(node, str(bare.target), "parameter", value.segments, value.segments))
     return True
 
 
@@ -423,7 +403,7 @@ def _cat(flow: Flow, node: fx.Node, _: Any) -> Value | None:
 
 
 def _reshape(flow: Flow, node: fx.Node, module: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     out = shape_of(node)
     assert out is not None
     before, axis = value.shape, value.axis
@@ -443,7 +423,7 @@ def _reshape(flow: Flow, node: fx.Node, module: Any) -> Value | None:
 
 
 def _mean(flow: Flow, node: fx.Node, _: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)) is True
     if isinstance(dims, int):
@@ -461,7 +441,7 @@ def _mean(flow: Flow, node: fx.Node, _: Any) -> Value | None:
 
 
 def _permute(flow: Flow, node: fx.Node, _: Any) -> Value | None:
-    _, value = _source(flow, node)
+    _, value = source_of(flow, node)
     shape = shape_of(node)
     assert shape is not None
     rest = node.args[1:]
@@ -482,12 +462,9 @@ def _permute(flow: Flow, node: fx.Node, _: Any) -> Value | None:
 MODULE_RULES: list[tuple[Any, Rule]] = [
     (Gate, _gate),
     (GateRow, _gate_row),
-    (MaskedNorm, _masked_norm),
     (nn.Linear, _linear),
     ((nn.Conv1d, nn.Conv2d), _conv),
-    ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
-    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
-    (nn.GroupNorm, _group_norm),
+    *NORM_RULES,
     (nn.PReLU, _prelu),
     (nn.Flatten, _reshape),
     (KEEPING, _keep),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from search_spaces.cost import Channels, Costs, LayerCost
-from search_spaces.faults import Invalid
+from search_spaces.faults import Invalid, unknown
 from search_spaces.flow import Flow, Segment, Untraceable, Use
 from search_spaces.norms import MaskedNorm
 from search_spaces.width import Gate, GateRow, HeldGate, WidthGate, gates_of, held
@@ -35,7 +35,11 @@ def whole(n: float, maximum: int) -> int:
 
 def members(gate: Gate, size: int) -> Tensor:
     """The indices of the `size` surest members, rising; lower indices first among equals."""
-    grades = gate.grades().detach()
+    training = gate.training
+    try:
+        grades = gate.eval().grades().detach()  # without noise: who is a member is no matter of chance
+    finally:
+        gate.train(training)
     order = torch.argsort(grades, descending=True, stable=True)
     return order[:size].sort().values
 
@@ -52,7 +56,7 @@ def materialise(flow: Flow, sizes: Mapping[str, int] | None = None) -> fx.GraphM
     """The plain network at whole `sizes` (default: the gates' own, rounded), in the mode of the relaxed one.
 
     Raises:
-        Invalid: for gates where none must be, or a shape that the network's code holds fast.
+        Invalid: for gates where none must be, sizes that no gate has, or a shape that the network's code holds fast.
     """
     if flow.faults:
         raise Invalid(flow.faults)
@@ -97,14 +101,13 @@ def masked(module: nn.Module, sizes: Mapping[str, int] | None = None) -> nn.Modu
         ),
         stacklevel=2,
     )
-    sizes = {**sizes_of(module), **(sizes or {})}
-    fixed = held(module)
-    gates = gates_of(module)
+    fixed, gates = held(module), gates_of(module)
+    sizes = _wanted(module, gates, sizes)
     for name, gate in gates_of(fixed).items():
         assert isinstance(gate, HeldGate)
-        chosen = torch.zeros(gate.maximum)
-        chosen[members(gates[name], sizes[name])] = 1.0
-        gate.m = chosen
+        grades = gates[name].grades().detach()
+        gate.m = torch.zeros_like(grades)
+        gate.m[members(gates[name], sizes[name])] = 1.0
     return fixed
 
 
@@ -118,13 +121,24 @@ def plain(module: nn.Module, example: Tensor, sizes: Mapping[str, int] | None = 
 
 
 def kept_units(flow: Flow, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-    """The units of each gate's group that are kept. Raises ValueError for a size outside 1 .. N."""
+    """The units of each gate's group that are kept. Raises `Invalid` for sizes that no gate has."""
     gates = gates_of(flow.graph)
-    wanted = {**sizes_of(flow.graph), **(sizes or {})}
-    for name in flow.groups:
-        if not 1 <= wanted[name] <= gates[name].maximum:
-            raise ValueError(f"{name}: a size must lie in 1 .. {gates[name].maximum}, but got {wanted[name]}")
+    wanted = _wanted(flow.graph, gates, sizes)
     return {name: members(gates[name], wanted[name]) for name in flow.groups}
+
+
+def _wanted(module: nn.Module, gates: Mapping[str, Gate], sizes: Mapping[str, int] | None) -> dict[str, int]:
+    """The whole size of each gate: as given, or its own."""
+    wanted = {**sizes_of(module), **(sizes or {})}
+    faults = [unknown("sizes", name, gates, "gate") for name in wanted if name not in gates]
+    faults += [
+        f"sizes.{name}: must lie in 1 .. {gate.maximum}, but got {wanted[name]}."
+        for name, gate in gates.items()
+        if not 1 <= wanted[name] <= gate.maximum
+    ]
+    if faults:
+        raise Invalid(faults)
+    return wanted
 
 
 def places_of(segments: tuple[Segment, ...], kept: Mapping[str, Tensor]) -> Tensor:
@@ -197,14 +211,14 @@ def _pruned_norm(norm: nn.Module, out: Tensor) -> nn.Module:
         new = norm.plain(len(out))
     elif isinstance(norm, nn.GroupNorm):
         groups = len(out) if norm.num_groups == norm.num_channels else norm.num_groups
-        new = nn.GroupNorm(groups, len(out), norm.eps)
+        new = nn.GroupNorm(groups, len(out), norm.eps, norm.affine)
     elif isinstance(norm, nn.LayerNorm):
-        new = nn.LayerNorm(len(out), norm.eps, bias=norm.bias is not None)
+        new = nn.LayerNorm(len(out), norm.eps, norm.elementwise_affine, bias=norm.bias is not None)
     elif isinstance(norm, nn.RMSNorm):
-        new = nn.RMSNorm(len(out), norm.eps)
+        new = nn.RMSNorm(len(out), norm.eps, norm.elementwise_affine)
     else:
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-        new = type(norm)(len(out), norm.eps, norm.momentum, track_running_stats=norm.track_running_stats)
+        new = type(norm)(len(out), norm.eps, norm.momentum, norm.affine, track_running_stats=norm.track_running_stats)
     new.to(next(iter(norm.state_dict().values()), torch.zeros(())))
     state = new.state_dict()
     for name, tensor in norm.state_dict().items():
@@ -243,6 +257,7 @@ UNWRITTEN_NAMES = (
     "permute",
     "transpose",
     "contiguous",
+    "expand_as",
     "dropout",
 )
 
@@ -252,7 +267,7 @@ def costs_of(flow: Flow) -> Costs:
     rows: list[LayerCost] = []
     seen: set[str] = set()
     for use in flow.uses:
-        own = use.path not in seen
+        own = use.trained and use.path not in seen
         seen.add(use.path)
         rows.append(
             LayerCost(
@@ -267,6 +282,8 @@ def costs_of(flow: Flow) -> Costs:
                 not use.learnt,
             )
         )
+    if fixed := _unfollowed(flow, seen):
+        rows.append(LayerCost("network", "parameter", ((None, 1, 1),), ((None, fixed, 1),)))
     for node, value in flow.values.items():
         if node.op == "placeholder" or _unwritten(flow, node):
             continue
@@ -275,6 +292,16 @@ def costs_of(flow: Flow) -> Costs:
         positions = value.positions
         rows.append(LayerCost(node.name, "activation", channels, channels, positions=positions))
     return Costs(tuple(rows))
+
+
+def _unfollowed(flow: Flow, followed: set[str]) -> int:
+    """Numbers that are trained but lie along no channels: of a layer that is left as it is, or one for all."""
+    count = 0
+    for name, parameter in flow.graph.named_parameters():
+        path = name.rpartition(".")[0]
+        if not {name, path} & followed and not isinstance(flow.graph.get_submodule(path), Gate):
+            count += parameter.numel()
+    return count
 
 
 def channels_of(segments: tuple[Segment, ...]) -> Channels:

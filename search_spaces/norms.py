@@ -23,13 +23,23 @@ class MaskedNorm(nn.Module):
     Args:
         channels: the number of units N of the layer before it.
         gate: the gate that follows it; it is asked for the grades.
+        eps: added to the variance; None: the least of the numbers' kind, as in torch's RMSNorm.
         dim: the axis of the units (and, with `spatial`, all axes after the batch are averaged over).
+        affine: whether there is a weight (and, with `bias`, a bias) at all.
     """
 
     centred = True
 
     def __init__(
-        self, channels: int, gate: Gate, *, eps: float = 1e-5, dim: int = -1, spatial: bool = False, bias: bool = True
+        self,
+        channels: int,
+        gate: Gate,
+        *,
+        eps: float | None = 1e-5,
+        dim: int = -1,
+        spatial: bool = False,
+        bias: bool = True,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         if gate.maximum != channels:
@@ -38,12 +48,12 @@ class MaskedNorm(nn.Module):
                 f"but got {channels}."
             )
         self.gate, self.eps, self.dim, self.spatial = gate, eps, dim, spatial
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels)) if bias and self.centred else None
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine and bias and self.centred else None
 
     def forward(self, x: Tensor) -> Tensor:
         axis = self.dim % x.dim()
-        along = [len(self.weight) if i == axis else 1 for i in range(x.dim())]
+        along = [self.gate.maximum if i == axis else 1 for i in range(x.dim())]
         m = self.gate.grades().reshape(along)
         axes = [i for i in range(1, x.dim()) if self.spatial or i == axis]
         positions = 1
@@ -52,7 +62,9 @@ class MaskedNorm(nn.Module):
         total = (m.sum() * positions).clamp(min=1e-12)
         centre = x - (m * x).sum(axes, keepdim=True) / total if self.centred else x
         variance = (m * centre * centre).sum(axes, keepdim=True) / total
-        out = centre * torch.rsqrt(variance + self.eps) * self.weight.reshape(along)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        out = centre * torch.rsqrt(variance + eps)
+        out = out if self.weight is None else out * self.weight.reshape(along)
         return out if self.bias is None else out + self.bias.reshape(along)
 
     def plain(self, channels: int) -> nn.Module:
@@ -65,8 +77,9 @@ class MaskedLayerNorm(MaskedNorm):
 
     def plain(self, channels: int) -> nn.Module:
         if self.spatial:
-            return nn.GroupNorm(1, channels, self.eps)
-        return nn.LayerNorm(channels, self.eps, bias=self.bias is not None)
+            return nn.GroupNorm(1, channels, self.eps or 0.0, affine=self.weight is not None)
+        affine = self.weight is not None
+        return nn.LayerNorm(channels, self.eps or 0.0, elementwise_affine=affine, bias=self.bias is not None)
 
 
 class MaskedRMSNorm(MaskedNorm):
@@ -75,4 +88,4 @@ class MaskedRMSNorm(MaskedNorm):
     centred = False
 
     def plain(self, channels: int) -> nn.Module:
-        return nn.RMSNorm(channels, self.eps)
+        return nn.RMSNorm(channels, self.eps, elementwise_affine=self.weight is not None)

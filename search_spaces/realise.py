@@ -9,6 +9,7 @@ What is built here has held gates (`HeldGate`): a lane of a program gives it its
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +90,8 @@ def _widest_costs(module: nn.Module, example: Tensor) -> Costs:
         module.eval()(example)
     each = counter.get_total_flops() // (2 * len(example))
     one = ((None, 1, 1),)
-    trained = sum(p.numel() for p in module.parameters())
+    own = {id(p) for gate in gates_of(module).values() for p in gate.parameters()}
+    trained = sum(p.numel() for p in module.parameters() if id(p) not in own)
     return Costs(
         (
             LayerCost("network", "linear", ((None, each, 1),), one, own=False),
@@ -145,25 +147,40 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
     except ValueError as error:
         raise Invalid([f"network: {error}."]) from error
     faults = [] if gates else ["network: must have at least one gate (search_spaces.width.WidthGate), but has none."]
+    example = torch.zeros(2, *shape)
     flow: Flow | None
     try:
-        flow = Flow(module, torch.zeros(2, *shape))
-        faults += flow.faults
-        faults += [
-            f"network: must return {outputs} numbers a row, but got an output of shape {tuple(out)}."
-            for out in [_output_shape(flow)]
-            if out[1:] != (outputs,)
+        flow = Flow(module, example)
+        out = _output_shape(flow)
+        faults += flow.faults + [
+            f"network: the gate {gate!r} must be called in forward, after the layer whose units it gates, but it never "
+            "is; call it, or drop it."
+            for gate in (() if flow.faults else gates)
+            if gate not in flow.groups
         ]
     except Untraceable:
         flow = None  # trained whole, exported with masks
+        out = _run_shape(module, example)
+    if out[1:] != (outputs,):
+        faults.append(f"network: must return {outputs} numbers a row, but got an output of shape {out}.")
     if faults:
         raise Invalid(faults)
     found = [
         (name, gate.maximum, gate.membership.kind if isinstance(gate, WidthGate) else "interval")
         for name, gate in gates.items()
     ]
-    costs = costs_of(flow) if flow is not None else _widest_costs(module, torch.zeros(2, *shape))
+    costs = costs_of(flow) if flow is not None else _widest_costs(module, example)
     return network.resolved(factory, found, costs)
+
+
+def _run_shape(module: nn.Module, example: Tensor) -> tuple[int, ...]:
+    """The shape of what a module returns. Raises `Invalid` when it does not run."""
+    try:
+        with torch.no_grad():
+            return tuple(copy.deepcopy(module).eval()(example).shape)
+    except Exception as error:  # the user's forward may raise anything
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise Invalid([f"network: must run on an input of shape {tuple(example.shape)}, but got {problem}"]) from error
 
 
 def _output_shape(flow: Flow) -> tuple[int, ...]:

@@ -262,7 +262,7 @@ class Bare(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(self.stem(x))
-        x = self.norm3(x + self.share * self.act(self.conv(torch.tanh(self.norm2(x)))))
+        x = functional.gelu(self.norm3(x + self.share * self.act(self.conv(torch.tanh(self.norm2(x))))))
         out: Tensor = self.head(self.norm4(x.mean((2, 3))))
         return out
 

@@ -222,10 +222,8 @@ class Normed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.block = (
-            nn.Conv2d(3, 8, 3),
-            nn.Sequential(nn.Conv2d(8, 6, 1), nn.InstanceNorm2d(6, affine=True)),
-        )
+        self.first = nn.Conv2d(3, 8, 3)
+        self.block = nn.Sequential(nn.Conv2d(8, 6, 1), nn.InstanceNorm2d(6, affine=True))
         self.last, self.head = nn.Conv2d(6, 5, 1), nn.Linear(5, OUTPUTS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -275,9 +273,7 @@ class Cut(nn.Module):
 
 
 def test_where_no_width_is_free_each_reason_is_told() -> None:
-    with pytest.raises(
-        Invalid, match=r"but got none \(.*those of `conv`: `add` ties channels that are cut differently"
-    ):
+    with pytest.raises(Invalid, match=r"got none \(.*those of `conv`: `add` ties channels that are cut differently"):
         make_continuous(Cut(), example=(2, *IMAGE))
 
 

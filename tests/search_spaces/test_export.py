@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from network_cases import ORDINARY
 from torch import Tensor, nn
 
 from search_spaces import Invalid
 from search_spaces.continuous import make_continuous
 from search_spaces.export import FORMATS, export, path_faults
-from search_spaces.flow import Flow
+from search_spaces.flow import Flow, traced
 from search_spaces.materialise import MaskedExport, masked, materialise, plain
 from search_spaces.networks import MLP, ConvNet, Residual
 from search_spaces.realise import module_of
@@ -80,6 +81,8 @@ NETWORKS = ("mlp", "rows", "convnet", "residual", "vgg", "resnet")
 @pytest.mark.parametrize("suffix", list(FORMATS))
 def test_read_back_it_is_the_relaxed_network(suffix: str, tmp_path: Path) -> None:
     """In a process of its own, where none of our packages can be imported."""
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     for name in NETWORKS:
         module, example = built(name)
         x = torch.randn(7, *example.shape[1:])
@@ -111,6 +114,73 @@ READ = {
     ".onnx": """import onnx.reference; evaluator = onnx.reference.ReferenceEvaluator(onnx.load(name + '.onnx'))
     network = lambda x: torch.from_numpy(evaluator.run(None, {'x': x.numpy()})[0])""",
 }
+
+
+class Everything(nn.Module):
+    """Names that a file has of its own, bare numbers, operators, methods and functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.torch, self.functional = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.network, self.add, self.lambda_ = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.weight, self.scale = nn.Parameter(torch.rand(5)), nn.Parameter(torch.tensor(0.3))
+        self.shift = nn.Buffer(torch.rand(5))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        x = self.torch(self.x(input))
+        y = torch.nn.functional.softmax(self.functional(x), dim=-1) + self.weight * input - self.shift
+        y = self.lambda_(self.network(self.add(y) * self.scale)).clamp(min=-1.0) / 2
+        y -= x[:, 1:2]
+        return torch.cat([-y, (x**2).mean(1, keepdim=True), x[:, ::2] + 1.5], dim=1)
+
+
+LAYERS = {
+    "convolutions": (nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect"), nn.Conv2d(4, 4, 3, groups=2)),
+    "norms": (
+        *(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4, eps=1e-3), nn.BatchNorm2d(4, affine=False, momentum=None)),
+        *(nn.InstanceNorm2d(4, affine=True), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten()),
+        *(nn.LayerNorm(144, bias=False), nn.RMSNorm(144), nn.LayerNorm(144, elementwise_affine=False)),
+    ),
+    "activations": (
+        *(nn.GELU(approximate="tanh"), nn.Hardtanh(-0.5, 0.5), nn.ELU(), nn.PReLU(), nn.Softplus(), nn.LeakyReLU(0.1)),
+        *(nn.Dropout(0.2), nn.Softmax(dim=1), nn.Hardswish(), nn.Identity(), nn.Mish()),
+    ),
+    "pools": (
+        *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.ZeroPad2d((1, 0, 1, 0)), nn.MaxPool2d(2, ceil_mode=True)),
+        *(nn.AvgPool2d(2), nn.AdaptiveMaxPool2d((1, 1)), nn.Flatten(), nn.Linear(3, 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*ORDINARY, *LAYERS, "everything"])
+def test_every_layer_that_we_know_is_written_as_plain_python(name: str, tmp_path: Path) -> None:
+    """`export` itself compares what it reads back, in float32 and in float64."""
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        if name in ORDINARY:
+            make, shape = ORDINARY[name]
+            module, _ = make_continuous(make(), example=(2, *shape))
+            module = plain(module.to(dtype), torch.zeros(2, *shape, dtype=dtype), dict.fromkeys(gates_of(module), 3))
+        else:
+            shape = (5,) if name == "everything" else IMAGE
+            module = traced((Everything() if name == "everything" else nn.Sequential(*LAYERS[name])).to(dtype).eval())
+        kind = str(dtype).removeprefix("torch.")
+        export(module, torch.zeros(2, *shape, dtype=dtype), tmp_path / f"{kind}.py")
+        assert f"It reads {kind} numbers [batch, " in (tmp_path / f"{kind}.py").read_text()
+
+
+def test_onnx_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (fault,) = path_faults(tmp_path / "best.onnx")
+    assert "there is no onnx and no onnxscript; install continua[onnx], or write .pt2 or .py" in fault
+    assert path_faults(tmp_path / "best.py") == []
+
+
+def test_the_exporter_says_nothing_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    module, example = built("mlp")
+    export(materialise(Flow(module, example)), example, tmp_path / "best.onnx")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_python_file_is_readable() -> None:
