@@ -83,6 +83,10 @@ class Costs:
         """FLOPs of one example's training pass."""
         return sum(layer.training_flops(sizes) for layer in self.layers)
 
+    def grade_flops(self, sizes: Mapping[str, Any]) -> Any:
+        """FLOPs of one example's pass for the gradient by the gates: forward, and back through what follows one."""
+        return sum(layer.flops(sizes) * (1 if layer.first else 2) for layer in self.layers)
+
     def activation_bytes(self, sizes: Mapping[str, Any]) -> Any:
         """Bytes that one example's forward pass writes."""
         written = (layer for layer in self.layers if layer.kind == "activation")

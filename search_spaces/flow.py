@@ -29,6 +29,10 @@ from search_spaces.functional_norms import as_modules
 from search_spaces.norms import MaskedNorm
 from search_spaces.width import Gate, GateRow
 
+KNOWING = (
+    ", and use a norm that knows the gate, MaskedLayerNorm of search_spaces.norms, or let make_continuous place both."
+)
+
 
 @dataclass(eq=False)
 class Group:
@@ -245,7 +249,7 @@ class Flow:
                 self.faults.append(
                     f"network.{use.path}: {what} channels of {', '.join(map(repr, loud))} in which units that are no "
                     "members still speak; put the gate after the norm and activation, and in every branch of a sum"
-                    + (", and use search_spaces.norms." if use.kind == "layer_norm" else ".")
+                    + (KNOWING if use.kind == "layer_norm" else ".")
                 )
 
 

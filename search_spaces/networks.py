@@ -196,7 +196,7 @@ class ConvNet(Network):
 
     def shape_faults(self, shape: Sequence[int]) -> list[str]:
         if len(shape) == 3:
-            return []
+            return _kernel_faults(self.kernel, shape)
         return ["network.kind: a convnet reads images, but the task has plain rows; take an mlp or a residual network."]
 
 
@@ -218,6 +218,9 @@ class Residual(Network):
     kernel: int = 3
     norm: str = "batch"
 
+    def shape_faults(self, shape: Sequence[int]) -> list[str]:
+        return _kernel_faults(self.kernel, shape) if len(shape) == 3 else []
+
     @property
     def depth(self) -> int:
         return self.stages * self.blocks
@@ -238,13 +241,24 @@ class Own(Network):
     """
 
     kind: ClassVar[str] = "own"
-    HIDDEN: ClassVar[tuple[str, ...]] = ("reference", "factory", "found", "priced", "width", "activation")
+    HIDDEN: ClassVar[tuple[str, ...]] = (
+        "reference",
+        "factory",
+        "found",
+        "priced",
+        "alone",
+        "whole",
+        "width",
+        "activation",
+    )
 
     reference: str = field(default="", repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     factory: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     found: tuple[tuple[str, int, str], ...] = field(default=(), repr=False)  # gate, its maximum, its membership
     priced: Costs | None = field(default=None, repr=False, compare=False)
+    alone: bool = field(default=False, repr=False)  # its lanes cannot run as one batched program
+    whole: bool = field(default=False, repr=False)  # gated lanes keep its greatest sizes
 
     def faults(self) -> list[str]:
         faults = super().faults()
@@ -288,9 +302,17 @@ class Own(Network):
         assert self.priced is not None, "an own network is resolved before it is priced"
         return self.priced
 
-    def resolved(self, factory: Callable[..., Any], gates: Sequence[tuple[str, int, str]], costs: Costs) -> Own:
-        """The network with its function, and the gates and costs of what it returns."""
-        return replace(self, factory=factory, found=tuple(gates), priced=costs)
+    def resolved(
+        self,
+        factory: Callable[..., Any],
+        gates: Sequence[tuple[str, int, str]],
+        costs: Costs,
+        *,
+        alone: bool = False,
+        whole: bool = False,
+    ) -> Own:
+        """The network with its function, and what is known of what it returns: gates, costs, how lanes may run."""
+        return replace(self, factory=factory, found=tuple(gates), priced=costs, alone=alone, whole=whole)
 
     def abroad(self) -> Own:
         """The same without its function: for where the user's code cannot be imported."""
@@ -300,6 +322,11 @@ class Own(Network):
         data = super().to_dict()
         data["kind"] = self.reference
         return {key: value for key, value in data.items() if key not in ("width", "activation")}
+
+
+def _kernel_faults(kernel: int, shape: Sequence[int]) -> list[str]:
+    side = min(shape[1:])
+    return [] if kernel <= side else [f"network.kernel: must be at most {side}, the image's side, but got {kernel}."]
 
 
 def _activation_faults(name: str, parameter: Parameter) -> list[str]:

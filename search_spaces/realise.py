@@ -9,15 +9,17 @@ What is built here has held gates (`HeldGate`): a lane of a program gives it its
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces.convnets import GatedConvNet, GatedResidual
@@ -27,6 +29,7 @@ from search_spaces.flow import Flow, Untraceable
 from search_spaces.materialise import costs_of
 from search_spaces.mlp import GatedMLP
 from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
+from search_spaces.norms import MaskedNorm
 from search_spaces.width import Gate, WidthGate, gates_of, held
 
 SEED = 0  # what a user's own layers, which we do not initialise, are drawn from
@@ -129,14 +132,20 @@ def own_module(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             module = factory(**given)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Invalid(
-            [f"network: {name} must return an nn.Module (given shape, outputs and options), but got {problem}."]
+            [f"network: {name} must return an nn.Module (given shape, outputs and each option), but got {problem}."]
         ) from error
     if not isinstance(module, nn.Module):
-        raise Invalid([f"network: {name} must return an nn.Module, but got {module!r}."])
+        hint = "; take [0] of what make_continuous returns" if isinstance(module, tuple) else ""
+        raise Invalid([f"network: {name} must return an nn.Module, but got {_shortly(module)}{hint}."])
     return module
+
+
+def _shortly(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"a {type(value).__name__}"
 
 
 def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], outputs: int) -> Own:
@@ -148,10 +157,13 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         raise Invalid([f"network: {error}."]) from error
     faults = [] if gates else ["network: must have at least one gate (search_spaces.width.WidthGate), but has none."]
     example = torch.zeros(2, *shape)
+    try:
+        out = _run_shape(module, example)  # before it is traced: its own error is the clearest
+    except Invalid as error:
+        raise _crash(module, example, error) from error
     flow: Flow | None
     try:
         flow = Flow(module, example)
-        out = _output_shape(flow)
         faults += flow.faults + [
             f"network: the gate {gate!r} must be called in forward, after the layer whose units it gates, but it never "
             "is; call it, or drop it."
@@ -160,7 +172,6 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         ]
     except Untraceable:
         flow = None  # trained whole, exported with masks
-        out = _run_shape(module, example)
     if out[1:] != (outputs,):
         faults.append(f"network: must return {outputs} numbers a row, but got an output of shape {out}.")
     if faults:
@@ -170,19 +181,48 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         for name, gate in gates.items()
     ]
     costs = costs_of(flow) if flow is not None else _widest_costs(module, example)
-    return network.resolved(factory, found, costs)
+    whole = flow is None or any(isinstance(child, MaskedNorm) for child in flow.graph.modules())
+    return network.resolved(
+        factory, found, costs, alone=flow is None or draws(flow.graph) or _odd_norms(flow), whole=whole
+    )
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether a training pass may draw random numbers of its own: a layer of dropout, or the function."""
+    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    opaque = not isinstance(module, fx.GraphModule)
+    return (
+        opaque
+        or any(isinstance(child, nn.modules.dropout._DropoutNd) for child in module.modules())
+        or any("dropout" in getattr(node.target, "__name__", "") for node in nodes)
+    )
+
+
+def _odd_norms(flow: Flow) -> bool:
+    """Whether a batch norm remembers otherwise than by an exponential mean."""
+    norms = [m for m in flow.graph.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(norm.momentum is None or not norm.track_running_stats for norm in norms)
 
 
 def _run_shape(module: nn.Module, example: Tensor) -> tuple[int, ...]:
     """The shape of what a module returns. Raises `Invalid` when it does not run."""
     try:
         with torch.no_grad():
-            return tuple(copy.deepcopy(module).eval()(example).shape)
+            out = copy.deepcopy(module).eval()(example)
     except Exception as error:  # the user's forward may raise anything
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Invalid([f"network: must run on an input of shape {tuple(example.shape)}, but got {problem}"]) from error
+    if not isinstance(out, Tensor):
+        got = type(out).__name__
+        raise Invalid([f"network: must return a tensor [rows, outputs], but got {got}; return the logits."])
+    return tuple(out.shape)
 
 
-def _output_shape(flow: Flow) -> tuple[int, ...]:
-    (source,) = next(n for n in flow.graph.graph.nodes if n.op == "output").all_input_nodes[:1]
-    return flow.values[source].shape if source in flow.values else ()
+def _crash(module: nn.Module, example: Tensor, error: Invalid) -> Invalid:
+    """What to say of a module that does not run: what is wrong with its gates, if that is known to be why."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints the error by itself
+            found = Flow(module, example).faults
+    except Invalid:
+        found = []
+    return Invalid(found) if found else error

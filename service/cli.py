@@ -134,9 +134,9 @@ def run(
 
         print_dry_run(checked, task, output)
         return 0
-    from service.rules import gate_notes
+    from service.rules import spec_notes
 
-    for note in () if quiet else [*getattr(task, "notes", ()), *gate_notes(checked)]:
+    for note in () if quiet else [*getattr(task, "notes", ()), *spec_notes(checked, task)]:
         say(f"note: {note}")
     return _driven(root, "", (checked, task, spec.parent.absolute()), executor, output, quiet)
 

@@ -31,7 +31,7 @@ from search_spaces.faults import unknown
 from search_spaces.networks import Own
 from service.driver import Executor, Result, run
 from service.executors.local import Bench
-from service.planning import plan_of, threads_of
+from service.planning import device_of, plan_of, threads_of
 from service.samplers import ListedSampler, Sampler
 from service.spec import SearchSpec, check
 from trials.records import Outcome
@@ -219,4 +219,4 @@ def _retrain_best(
     document = {"name": f"{spec.name} retrained", "labels": dict(labels), "spec": spec.to_dict()}
     search = store.create(search_id, json.loads(json.dumps({**document, "directory": str(comparison.directory)})))
     with threads(threads_of(spec)):
-        retrain(search, plan_of(spec, comparison.task), [best.point], comparison.retrain)
+        retrain(search, plan_of(spec, comparison.task), [best.point], comparison.retrain, device_of(spec))

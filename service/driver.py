@@ -24,7 +24,7 @@ from service.controller import Controller, Progress
 from service.executors import Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
-from service.planning import goal_of, plan_of, sampler_of, threads_of
+from service.planning import device_of, goal_of, plan_of, sampler_of, threads_of
 from service.samplers import Sampler
 from service.slot import Job
 from service.spec import SearchSpec, check
@@ -214,6 +214,6 @@ def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, str,
             return int(event.body["lanes"]), str(event.body.get("way", plan.way)), None
     most = -(-spec.batch_size() // wanted.workers)  # more would leave a worker without a bundle
     counts = (wanted.lanes,) if isinstance(wanted.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
-    found = calibrate(plan, counts, ways)
+    found = calibrate(plan, counts, ways, device=device_of(spec))
     seconds = {way: {str(lanes): s for lanes, s in times.items()} for way, times in found.seconds.items()}
     return found.lanes, found.way, {**asdict(found), "seconds": seconds}

@@ -11,14 +11,17 @@ import yaml
 
 from search_spaces import Width
 from service import show as out
-from service.rules import gate_notes
+from service.rules import spec_notes
 from service.spec import SearchSpec
 from trials.tasks import Task
 
 
 def print_dry_run(spec: SearchSpec, task: Task | Any, output: str) -> None:
     """The spec and its consequences, as YAML or as one JSON object."""
-    facts: dict[str, Any] = {"batch": spec.batch_size(), "notes": [*getattr(task, "notes", ()), *gate_notes(spec)]}
+    facts: dict[str, Any] = {
+        "batch": spec.batch_size(),
+        "notes": [*getattr(task, "notes", ()), *spec_notes(spec, task)],
+    }
     if spec.network is not None and isinstance(task, Task):
         facts |= {"data": _data(task), "smallest": _network(spec, task, False), "largest": _network(spec, task, True)}
     if output == "json":

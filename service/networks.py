@@ -16,7 +16,7 @@ from typing import Any
 
 from search_spaces.faults import Invalid
 from search_spaces.materialise import MaskedExport
-from service.planning import plan_of, threads_of
+from service.planning import device_of, plan_of, threads_of
 from service.spec import SearchSpec, check
 from service.summary import best_trial
 from trials.plan import Plan
@@ -27,6 +27,7 @@ from trials.store import SearchStore, Store
 from trials.tasks import Task
 from trials.train import threads
 
+_REPLICATES = "the trial's scores are means of {} replicates; the network written is the first one's"
 CLOSE = 0.02  # how far a value measured anew may lie from the one stored: another machine rounds otherwise
 
 
@@ -77,7 +78,7 @@ def export_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> 
     best = best_of(search)
     with threads(threads_of(best.spec)), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", MaskedExport)
-        again = reproduce(best.plan, best.trial)
+        again = reproduce(best.plan, best.trial, device_of(best.spec))
     value, stored = again.outcome.value, best.found["value"]
     if value is None or not math.isclose(value, stored, rel_tol=CLOSE, abs_tol=CLOSE):
         raise Invalid(
@@ -96,10 +97,13 @@ def export_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> 
         "path": str(path),
         "trial": best.trial.number,
         "value": value,
-        "rounded_value": again.outcome.metrics["rounded_value"],
-        "parameters": again.outcome.metrics["parameters"],
+        "rounded_value": again.value,
+        "parameters": sum(p.numel() for p in again.network.parameters()),
         "reads": reads,
-        "notes": [str(warning.message) for warning in told if warning.category is MaskedExport],
+        "notes": [
+            *(str(warning.message) for warning in told if warning.category is MaskedExport),
+            *([_REPLICATES.format(best.plan.seeds)] if best.plan.seeds > 1 else []),
+        ],
     }
 
 
@@ -112,5 +116,5 @@ def retrain_best(store: Store, search: SearchStore, seeds: int) -> str:
     document = {"name": f"{best.spec.name} retrained", "labels": labels, "spec": best.spec.to_dict()}
     made = store.create(name, json.loads(json.dumps({**document, "directory": str(best.directory)})))
     with threads(threads_of(best.spec)):
-        retrain(made, best.plan, [best.found["point"]], seeds)
+        retrain(made, best.plan, [best.found["point"]], seeds, device_of(best.spec))
     return name

@@ -41,6 +41,17 @@ def sampler_of(spec: SearchSpec, plan: Plan) -> Sampler:
     return make_sampler(chosen.kind, spec.space, seed=spec.seed, mode=plan.mode, excess=plan.excess, options=options)
 
 
+def device_of(spec: SearchSpec) -> str:
+    """Where a worker trains."""
+    import torch  # slow, and a spec is planned without it
+
+    if not spec.resources.gpus_per_worker or not torch.cuda.is_available():
+        return "cpu"
+    # one rounding for every way of running lanes
+    torch.backends.cudnn.allow_tf32 = False
+    return "cuda"
+
+
 def threads_of(spec: SearchSpec) -> int:
     """Threads that one worker's arithmetic runs on."""
     return max(1, int(spec.resources.cpus_per_worker))

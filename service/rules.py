@@ -73,7 +73,11 @@ def between_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
         faults += space_faults(space)
         if network is None or (isinstance(network, Own) and not network.found):
             return faults  # a network of the user's own is judged when it is resolved
-        faults += network.space_faults(space)
+        taken = [gate for gate in network.gates if gate in (*LANE, *STRUCTURAL, "activation")]
+        faults += [
+            f"network: the gate {gate!r} has the name of a training parameter; call it otherwise." for gate in taken
+        ]
+        faults += network.space_faults(space) if not taken else []
         known = [*network.gates, *(["activation"] if network.owns("activation") else []), *LANE, *STRUCTURAL]
         faults += [
             unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
@@ -139,12 +143,27 @@ def _least_sizes(values: Mapping[str, Any]) -> tuple[float, ...]:
     return sizes
 
 
-def gate_notes(spec: Any) -> list[str]:
-    """What a checked spec leaves to its network without saying so: gates of the user's own on which it is silent."""
-    if not isinstance(spec.network, Own):
-        return []
-    silent = [(name, units) for name, units, _ in spec.network.found if name not in spec.space.parameters]
-    return [
-        f"network: the space has no width `{name}`, so that gate keeps all of its {units} units"
-        for name, units in silent
-    ]
+def spec_notes(spec: Any, task: Any) -> list[str]:
+    """What a checked spec does without saying so, in a sentence each."""
+    network, method = spec.network, spec.search.hypergradient
+    notes = []
+    metric, mode = spec.objective.metric, spec.objective.mode
+    better = mode if spec.python else METRICS[task.kind].get(metric, "min")
+    if mode != better:
+        notes.append(f"objective: {metric} is better the other way, but mode={mode} was asked for")
+    if isinstance(network, Own):
+        notes += [
+            f"network: the space has no width `{name}`, so that gate keeps all of its {units} units"
+            for name, units, _ in network.found
+            if name not in spec.space.parameters
+        ]
+    if network is None or spec.python:
+        return notes
+    rows = len(task.train) + (0 if method.split == "outer" else len(task.outer))
+    structural = {"batch_size", "epochs"} & set(spec.space.parameters)
+    steps = spec.training.steps(rows)
+    if method.kind != "none" and not structural and method.warmup >= steps:
+        notes.append(f"search.hypergradient: a training has {steps} steps and warmup={method.warmup}, so nothing moves")
+    if "batch_size" not in structural and spec.training.batch_size > rows:
+        notes.append(f"training.batch_size: {spec.training.batch_size} is more than the {rows} rows; each is repeated")
+    return notes

@@ -323,6 +323,6 @@ def _scores(best: Mapping[str, Any]) -> str:
     if best.get("rounded_value") is not None:
         found.append(f"rounded {cell(best['rounded_value'])}")
     if again := best.get("retrained"):
-        spread = f"{cell(again['mean'])} ± {cell(again['std'])}"
+        spread = f"{cell(again['mean'])}, standard deviation {cell(again['std'])},"
         found.append(f"retrained {spread} on the test rows ({again['seeds']} seeds)")
     return ", ".join(found)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.controller import Done
-from service.planning import plan_of
+from service.planning import device_of, plan_of
 from service.spec import check
 from trials.records import Bundle, Outcome
 from trials.store import SearchStore, Store
@@ -50,8 +50,9 @@ class Job:
         spec, task = check(self.spec, directory=Path(self.directory) if self.directory else None)
         if spec.own_code and self.directory not in sys.path:
             sys.path.insert(0, self.directory)  # the user's code may import its neighbours when it runs
-        device = "cuda" if spec.resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
-        return Store.open_for_reading(self.store).search(self.search_id), Trainer(plan_of(spec, task, self.way), device)
+        return Store.open_for_reading(self.store).search(self.search_id), Trainer(
+            plan_of(spec, task, self.way), device_of(spec)
+        )
 
 
 def serve(source: Source, search: SearchStore, trainer: Trainer, worker: str) -> None:

@@ -41,6 +41,7 @@ class WitnessStore(Store):
         """
         known = self.searches()
         found = [search_id for search_id in known if text and search_id.startswith(text)]
+        found = [search_id for search_id in found if "-retrain" not in search_id.removeprefix(text)] or found
         if text in known or len(found) != 1:
             if text not in known and found:
                 some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
@@ -124,7 +125,11 @@ def best_trial(search: SearchStore, store: Store | None = None) -> dict[str, Any
     search.spec()
     whole = summary(search, store)
     if whole["best"] is None:
-        raise NotFound(f"search {search.id}: no trial is complete yet, so none is best; it is {whole['state']}.")
+        endings = ", ".join(f"{count} {ending}" for ending, count in whole["trials"].items()) or "none ended"
+        raise NotFound(
+            f"search {search.id}: no trial is complete, so none is best; it is {whole['state']}, of its "
+            f"{whole['asked']} trials {endings}."
+        )
     names = ("search_id", "name", "state", "metric", "mode")
     return {**{name: whole[name] for name in names}, **whole["best"]}
 

@@ -55,13 +55,13 @@ class Architecture:
             self.lanes.sample(self.widths.grades(noise))
         gradient_KP = self.widths.pull(self.lanes.grade_gradients(x, y_BO), noise)
         with torch.enable_grad():
-            self.widths.set(self.moves.step(gradient_KP))
+            self.widths.set(self.moves.place(self.widths.within(self.moves.step(gradient_KP))))
         self.regate(share, (x, y_BO))
 
-    def regate(self, share: float, batch: tuple[Tensor, Tensor]) -> None:
+    def regate(self, share: float, batch: tuple[Tensor, Tensor] | None = None) -> None:
         """Bring the program's grades up to date."""
         self.widths.share = share
-        self.lanes.regate(self.widths.grades(), self.widths.reach(self.lanes.sizes), self.widths.sizes_KG, batch)
+        self.lanes.regate(self.widths.members(), self.widths.reach(self.lanes.sizes), self.widths.sizes_KG, batch)
 
     def settle(self) -> None:
         """The deterministic grades, by which lanes are measured."""

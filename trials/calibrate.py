@@ -9,6 +9,7 @@ of it the smallest, which leaves more bundles to share out. Lane counts whose me
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from search_spaces import Point
 from trials.lanes.making import is_dense
 from trials.plan import Plan
-from trials.records import Bundle, Trial
+from trials.records import Bundle, Ending, Outcome, Trial
 from trials.tasks import Split, Task
 from trials.train import Trainer
 from trials.training import WAYS
@@ -76,9 +77,10 @@ def calibrate(
                 break
             times[lanes] = _timed(trainer, points, lanes, POINTS[dense])
             worse = worse + 1 if times[lanes] > min(times.values()) else 0
-            if times[lanes] > HOPELESS * min(s for others in seconds.values() for s in others.values()):
+            least = min(s for others in seconds.values() for s in others.values())
+            if times[lanes] == math.inf or times[lanes] > HOPELESS * least:
                 break
-    flat = [(s, lanes, way) for way, times in seconds.items() for lanes, s in times.items()]
+    flat = [(s, lanes, way) for way, times in seconds.items() for lanes, s in times.items() if s < math.inf]
     best = min(flat, default=(0.0, 1, plan.way))
     chosen = min(((lanes, s, way) for s, lanes, way in flat if s <= SLACK * best[0]), default=(1, 0.0, plan.way))
     way = plan.way if dense else chosen[2]
@@ -101,7 +103,8 @@ def _shortened(plan: Plan, steps: int) -> Plan:
     task = _fewer(plan.task, max(steps * batch, 64))
     rows = len(task.rows(*plan.train_splits).y)
     epochs = max(1, round(steps * batch / rows))
-    return replace(plan, task=task, training=replace(plan.training, epochs=epochs), evaluations=1)
+    training, method = replace(plan.training, epochs=epochs), replace(plan.method, warmup=0)
+    return replace(plan, task=task, training=training, method=method, evaluations=1)
 
 
 def _fewer(task: Task, rows: int) -> Task:
@@ -121,8 +124,10 @@ def _timed(trainer: Trainer, points: Sequence[Point], lanes: int, least: int) ->
         began = time.perf_counter()
         for group in groups:
             trials = tuple(Trial(search_id="calibration", number=i, point=p) for i, p in enumerate(group))
-            for _ in trainer.train(Bundle(search_id="calibration", id="c", generation=0, trials=trials)):
-                pass
+            bundle = Bundle(search_id="calibration", id="c", generation=0, trials=trials)
+            for record in trainer.train(bundle):
+                if isinstance(record, Outcome) and record.ending not in (Ending.COMPLETE, Ending.NAN):
+                    return math.inf  # what fails is not fast
         found.append((time.perf_counter() - began) / sum(map(len, groups)))
         if time.perf_counter() - began > AGAIN:
             break

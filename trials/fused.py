@@ -67,6 +67,7 @@ class FusedRun:
         self.steps = self.training.steps(len(self.data.y_R))
         self.flops_K = np.zeros(len(self.lanes))
         self.executed_K = np.zeros(len(self.lanes))
+        self._last_move = max((step for step in range(self.steps) if self._moves_at(step)), default=0) or 1
         self._begin()
 
     def _begin(self) -> None:
@@ -114,17 +115,17 @@ class FusedRun:
             metrics = self._measured() if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
-        live_KG = self.sizes_KG
         whole = self._measured_whole(metrics)
         for i in range(len(self.bundle.trials)):
-            yield self._outcome(i, done, metrics, whole, self._of(i, live_KG.numpy()).mean(0))
+            yield self._outcome(i, done, metrics, whole)
 
     def _step(self, step: int, order: Tensor, outer_order: Tensor) -> None:
         if self.architecture is not None:
             if self._moves_at(step):
-                self.architecture.move(step, step / self.steps, *self.outer.batch(outer_order[step]))
-                self.executed_K += self._executed_rate_K  # one more pass there and back, less the weights' gradients
+                before_K = self._grade_rate_K
+                self.architecture.move(step, step / self._last_move, *self.outer.batch(outer_order[step]))
                 self._set_rates()
+                self.executed_K += before_K + (self._grade_rate_K if self.plan.grows_by_gradient else 0.0)
             self.architecture.draw(step)
         x, y_BO = self.data.batch(order[step])
         self.program.step(self._varied(x, step), y_BO)
@@ -136,10 +137,10 @@ class FusedRun:
         if not self.plan.augmented:
             return x_BCHW
         noise_KB3 = torch.stack(
-            [augment_noise(seed, number, replicate, step, self.batch) for seed, number, replicate in self.identities]
+            [augment_noise(*identity[:3], step, self.batch, self.device) for identity in self.identities]
         )
         x_KBCHW = x_BCHW.expand(len(self.identities), *x_BCHW.shape)
-        varied: Tensor = augmented(x_KBCHW, noise_KB3.to(self.device), self.task.augment)
+        varied: Tensor = augmented(x_KBCHW, noise_KB3, self.task.augment)
         return varied
 
     def _evenly(self, times: int) -> set[int]:
@@ -169,6 +170,7 @@ class FusedRun:
 
         self._rate_K = rate(self.sizes_KG)
         self._executed_rate_K = rate(self._laid_KG())
+        self._grade_rate_K = self.batch * self._cost(self.plan.costs.grade_flops, self._laid_KG())
         self._forward_K = self._cost(self.plan.costs.flops, self._laid_KG())
 
     def _laid_KG(self) -> Tensor:
@@ -192,13 +194,17 @@ class FusedRun:
         return {name: values_K.cpu().numpy() for name, values_K in found.items()}
 
     def _measured_whole(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The metrics at whole sizes, with the weights as they are."""
+        """The metrics at whole sizes, with the weights as they are; each replicate at its own."""
         if self.architecture is None or not self.plan.fractional:
             return metrics
-        whole = [self.plan.rounded(self._point(i)) for i in range(len(self.bundle.trials))]
-        sizes = [self.network.sizes(point) for point in whole for _ in range(self.plan.seeds)]
+        sizes = [self.network.sizes(point) for point in self.whole_points()]
         self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
         return self._scores()
+
+    def whole_points(self) -> list[Point]:
+        """Each lane's point, whole."""
+        ends = zip(self.lanes, self.sizes_KG.tolist(), strict=True)
+        return [self.plan.rounded(self._at(trial.point, n_G)) for (trial, _), n_G in ends]
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
@@ -218,18 +224,28 @@ class FusedRun:
         return {gate: float(n) for gate, n in self.network.named(sizes_G).items()}
 
     def _point(self, i: int) -> Point:
-        """Where a trial's point is now: what moved, within its range."""
-        point = self.bundle.trials[i].point
-        moved = self.plan.space.moved()
+        """Where a trial's point is now: what moved, within its range; replicates' mean."""
+        return self._at(self.bundle.trials[i].point, self._of(i, self.sizes_KG.numpy()).mean(0))
+
+    def _at(self, point: Point, sizes_G: Sequence[float]) -> Point:
+        """A point with the sizes to which it moved."""
+        if not self.plan.gradient:
+            return dict(point)
+        moved, sizes = self.plan.space.moved(), self.network.named([float(n) for n in sizes_G])
 
         def now(name: str, value: Value) -> Value:
             parameter = moved.get(name)
             if name not in sizes or not isinstance(parameter, Width):
                 return value
-            return min(max(sizes[name], parameter.low), parameter.high)
+            return float(min(max(sizes[name], parameter.low), parameter.high))
 
-        sizes = self._architecture_of(i)
         return {name: now(name, value) for name, value in point.items()}
+
+    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], sizes: Sequence[Sequence[float]]) -> float:
+        """The mean worth of a trial's replicates, each at its own sizes."""
+        lanes = range(i * self.plan.seeds, (i + 1) * self.plan.seeds)
+        each = [self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes[k]) for k in lanes]
+        return float(np.mean(each))
 
     def _means(self, i: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {name: float(self._of(i, values_K).mean()) for name, values_K in metrics.items()}
@@ -251,17 +267,15 @@ class FusedRun:
         step: int,
         metrics: Mapping[str, np.ndarray] | None = None,
         whole: Mapping[str, np.ndarray] | None = None,
-        live_G: Sequence[float] = (),
     ) -> Outcome:
         trial, point = self.bundle.trials[i], self._point(i)
         rounded, means = self.plan.rounded(point), self._means(i, metrics or {})
         value, found = math.nan, {}
         if metrics and whole:
-            sizes = self.network.sizes(rounded)
-            value = self.plan.worth(means, live_G)
-            at_whole = self.plan.worth(self._means(i, whole), sizes)
+            value = self._worth(i, metrics, self.sizes_KG.tolist())
+            at_whole = self._worth(i, whole, [self.network.sizes(point) for point in self.whole_points()])
             gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
-            found = {**means, **self.plan.priced(sizes), **gap}
+            found = {**means, **self.plan.priced(self.network.sizes(rounded)), **gap}
         finite = math.isfinite(value)
         return outcome_of(
             trial,

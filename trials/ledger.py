@@ -17,10 +17,11 @@ def most_flops(plan: Plan, point: Point) -> float:
     named = plan.network.named(sizes)
     step = training.batch_size * plan.costs.training_flops(named)
     moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0
+    move = training.batch_size * plan.costs.grade_flops(named) * (2 if plan.grows_by_gradient else 1)
     measured = min(plan.evaluations, steps) + plan.fractional  # once more at whole sizes
     rows = len(plan.task.rows(plan.scored).y) * measured
     forward = plan.costs.flops(named)
-    return float(plan.seeds * ((steps + moves) * step + rows * forward))
+    return float(plan.seeds * (steps * step + moves * move + rows * forward))
 
 
 def epochs(plan: Plan, point: Point) -> float:

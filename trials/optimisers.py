@@ -61,6 +61,13 @@ class Optimiser:
         else:
             self._adam(weights_T, gradients_T)
 
+    def forget(self, alive_T: Tensor) -> None:
+        """The state of numbers whose mask is 0 is what it was before the first step."""
+        for slot, state_T in self.state.items():
+            state_T.mul_(alive_T)
+            if slot.startswith("power"):
+                state_T.add_(1.0 - alive_T)
+
     def _sgd(self, weights_T: Tensor, gradients_T: Tensor) -> None:
         if "weight_decay" in self.rule.uses:
             gradients_T.addcmul_(self.hyper["weight_decay"], weights_T)

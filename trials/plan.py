@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces import Point, Space
 from search_spaces.cost import COST_METRICS, Costs
-from search_spaces.networks import MLP, Network
+from search_spaces.networks import MLP, Network, Own
 from search_spaces.rounding import excess, round_within
 from trials.hypergradients.method import Method
 from trials.tasks import Augment, Task
@@ -67,7 +67,9 @@ class Plan:
     @property
     def padded(self) -> bool:
         """Whether all lanes of a bundle are laid out alike, padded to powers of two."""
-        return self.way != "per_lane" and (self.augmented or not isinstance(self.network, MLP | None))
+        if self.way == "per_lane" or (isinstance(self.network, Own) and self.network.alone):
+            return False
+        return self.augmented or not isinstance(self.network, MLP | None)
 
     def shape_class(self, point: Point) -> tuple[int, ...]:
         """The sizes that a bundle of such points is laid out at, where it is padded; () where each lane has its own."""
@@ -75,7 +77,8 @@ class Plan:
             return ()
         assert self.network is not None
         maxima = self.network.maxima(self.space)
-        sizes = maxima if self.fractional else self.network.sizes(self.rounded(point))
+        whole = self.fractional or (isinstance(self.network, Own) and self.network.whole)
+        sizes = maxima if whole else self.network.sizes(self.rounded(point))
         return tuple(min(1 << (math.ceil(n) - 1).bit_length(), most) for n, most in zip(sizes, maxima, strict=True))
 
     @property
@@ -87,6 +90,11 @@ class Plan:
     def gradient(self) -> bool:
         """Whether a gradient moves the architecture."""
         return self.method.kind != "none" and bool(self.space.moved())
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether new units ask for a gradient of their own at every move."""
+        return self.network is not None and self.network.growth == "gradmax"
 
     @property
     def fractional(self) -> bool:

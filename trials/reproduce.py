@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from search_spaces.flow import Flow, Untraceable
 from search_spaces.materialise import masked, materialise
 from search_spaces.width import HeldGate, gates_of
+from trials.batches import Rows
 from trials.fused import FusedRun
+from trials.metrics import measure
 from trials.plan import Plan
 from trials.records import Bundle, Outcome, Trial
 from trials.train import Trainer
@@ -26,11 +28,13 @@ from trials.train import Trainer
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reproduced:
-    """A trial's network, an input that it reads, and the trial's outcome, measured anew."""
+    """A trial's network, an input that it reads, the trial's outcome, measured anew, and what this network is worth:
+    with several replicates, not their mean."""
 
     network: nn.Module
     example: Tensor
     outcome: Outcome
+    value: float
 
 
 def reproduce(plan: Plan, trial: Trial, device: torch.device | str = "cpu") -> Reproduced:
@@ -45,9 +49,15 @@ def reproduce(plan: Plan, trial: Trial, device: torch.device | str = "cpu") -> R
     )
     outcome = next(record for record in run.records() if isinstance(record, Outcome))
     module = run.program.module(0).cpu().eval()
-    sizes = {gate: int(n) for gate, n in plan.network.named(plan.network.sizes(outcome.rounded)).items()}
+    sizes = {gate: int(n) for gate, n in plan.network.named(plan.network.sizes(run.whole_points()[0])).items()}
     example = torch.zeros(2, *plan.task.shape)
-    return Reproduced(network=plain_of(module, example, sizes), example=example, outcome=outcome)
+    network = plain_of(module, example, sizes)
+    rows = Rows.of(plan.task, plan.scored, dense=False, device=torch.device("cpu"))
+    with torch.no_grad():
+        logits_KOR = torch.cat([network(x).mT.unsqueeze(0) for x in rows.chunks()], 2)
+    metrics = {name: float(v) for name, v in measure(plan.task.kind, logits_KOR, rows.y_R).items()}
+    value = plan.worth(metrics, list(map(float, plan.network.sizes(run.whole_points()[0]))))
+    return Reproduced(network=network, example=example, outcome=outcome, value=value)
 
 
 def plain_of(module: nn.Module, example: Tensor, sizes: dict[str, int]) -> nn.Module:

@@ -21,7 +21,7 @@ from trials.store import SearchStore
 from trials.train import Trainer
 
 
-def retrain(search: SearchStore, plan: Plan, points: Sequence[Point], seeds: int) -> list[Outcome]:
+def retrain(search: SearchStore, plan: Plan, points: Sequence[Point], seeds: int, device: str = "cpu") -> list[Outcome]:
     """Train each rounded point `seeds` times and score it on the test split; stored in `search` as they are done.
 
     Returns:
@@ -59,7 +59,7 @@ def retrain(search: SearchStore, plan: Plan, points: Sequence[Point], seeds: int
                 generation=0,
                 trials=(Trial(search_id=search.id, number=number, point=point, seed=fresh.seed),),
             )
-            outcomes += list(_stored(search, Trainer(fresh), bundle))
+            outcomes += list(_stored(search, Trainer(fresh, device), bundle))
             log.append("told", {"bundle": bundle.id, "attempt": 0, "numbers": [number]})
         log.append("state", {"state": "complete"})
     return outcomes

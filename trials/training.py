@@ -25,7 +25,7 @@ LANE: dict[str, tuple[float, float, bool]] = {
     "momentum": (0.0, 1.0, False),
     "weight_decay": (0.0, float("inf"), True),
     "beta1": (0.0, 1.0, False),
-    "beta2": (0.0, 1.0, False),
+    "beta2": (0.0, 0.999999, True),  # beyond, single precision takes it for 1
 }
 WAYS = ("per_lane", "grouped", "unfolded")  # of running lanes with convolutions (`trials.lanes.program`)
 STRUCTURAL = ("optimizer", "nesterov", "batch_size", "epochs")

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from search_spaces.membership import MEMBERSHIPS, Membership, Parameters, annealed
+from search_spaces.membership import BISECTIONS, MEMBERSHIPS, Membership, Parameters, annealed, cosines
 
 Scale = tuple[float, float, bool]  # low, high, log
 
 #: the ranges of numbers that belong to an index rather than to a width
 RANGES: dict[str, Scale] = {"z": (-8.0, 4.0, False), "f": (-3.0, 3.0, False), "log_alpha": (-10.0, 10.0, False)}
 STILL: Scale = (1.0, 1.0, False)
+FAINT = 1e-30  # a grade that makes a unit a member and lets it say nothing
 BLOCK = 8  # a lane is laid out in blocks of units, so that it is not laid anew at every move
 
 
@@ -104,6 +105,13 @@ class Widths:
         """Each gate's grades, [K, N]; `noise` [K, draws] a gate, or the deterministic ones."""
         return self._grades(self.coordinates_KP, noise)
 
+    def members(self) -> list[Tensor]:
+        """The deterministic grades, but above 0 for every unit that a random grade may let speak, [K, N] a gate."""
+        return [
+            m_KN.clamp(min=FAINT) if gate.kind.draws(gate.maximum) else m_KN
+            for gate, m_KN in zip(self.gates, self.grades(), strict=True)
+        ]
+
     def pull(self, by_grade: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> Tensor:
         """From d(loss)/d(grades), [K, N] a gate, to d(loss)/d(coordinates), [K, P]."""
         with torch.enable_grad():
@@ -116,10 +124,54 @@ class Widths:
         """Grades 1 for each gate's surest units, as many as its whole size says, and 0 for the others."""
         found = []
         for g, grades_KN in enumerate(self._grades(self.coordinates_KP, None)):
-            place_KN = torch.argsort(torch.argsort(grades_KN, dim=1, descending=True, stable=True), dim=1, stable=True)
+            sure_KN = self._sureness(g, grades_KN)
+            place_KN = torch.argsort(torch.argsort(sure_KN, dim=1, descending=True, stable=True), dim=1, stable=True)
             ones_KN = (place_KN < sizes_KG[:, g : g + 1]).double()
             found.append(ones_KN * self._factor(sizes_KG[:, g].double(), self.gates[g]))
         return found
+
+    def _sureness(self, g: int, grades_KN: Tensor) -> Tensor:
+        """What ranks a gate's units: grades are 0 or 1 for many, the numbers behind them differ."""
+        p = self._parameters(self.coordinates_KP)[g]
+        for name in ("log_alpha", "z"):
+            if name in p:
+                return p[name]
+        if "f" in p:
+            return p["f"] if p["f"].shape[1] == grades_KN.shape[1] else cosines(p["f"], grades_KN.shape[1])
+        return grades_KN
+
+    def within(self, coordinates_KP: Tensor) -> Tensor:
+        """Coordinates at which every gate that moves has a size in its range: those of an index are shifted together,
+        as little as needed."""
+        found_KP = coordinates_KP.clone()
+        for g, (gate, places) in enumerate(zip(self.gates, self.places, strict=True)):
+            if gate.scale is None or "n" in places:
+                continue
+            (place,) = places.values()
+            low, high, _ = gate.scale
+            n_K = self.sizes_of(found_KP)[g]
+            for bound, out_K in ((low, n_K < low), (high, n_K > high)):
+                if out_K.any():
+                    shifted_KP = self._shifted(found_KP, g, place, bound)
+                    found_KP = torch.where(out_K.unsqueeze(1), shifted_KP, found_KP)
+        return found_KP
+
+    def _shifted(self, coordinates_KP: Tensor, g: int, place: slice, size: float) -> Tensor:
+        """A gate's numbers moved by one constant to where its size is `size`, by bisection."""
+        name = next(iter(self.places[g]))
+        reach = 2 * (RANGES[name][1] - RANGES[name][0])
+        low_K1 = torch.full((len(coordinates_KP), 1), -reach, dtype=torch.float64)
+        high_K1 = -low_K1
+        moved_KP = coordinates_KP
+        for _ in range(BISECTIONS):
+            middle_K1 = (low_K1 + high_K1) / 2
+            moved_KP = coordinates_KP.clone()
+            # a support's first cosine is its constant
+            end = place.start + 1 if self.gates[g].membership == "support" else place.stop
+            moved_KP[:, place.start : end] += middle_K1
+            large_K1 = (self.sizes_of(moved_KP)[g] > size).unsqueeze(1)
+            low_K1, high_K1 = torch.where(large_K1, low_K1, middle_K1), torch.where(large_K1, middle_K1, high_K1)
+        return moved_KP
 
     def reach(self, laid: Sequence[Sequence[int]] | None = None) -> list[tuple[int, ...]]:
         """Units to lay out, lane by lane: those that may speak now, in blocks, given how many are laid out now."""

@@ -88,7 +88,10 @@ def found(factory: Callable[..., Any], **options: Any) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("factory", "sentence"),
     [
-        (broken, "network: broken must return an nn.Module (given shape, outputs and options), but got OSError: no "),
+        (
+            broken,
+            "network: broken must return an nn.Module (given shape, outputs and each option), but got OSError",
+        ),
         (needy, "missing 1 required positional argument: 'missing'"),
         (lambda: "a module", "must return an nn.Module, but got 'a module'."),
         (lambda: Two, "must return an nn.Module, but got <class"),

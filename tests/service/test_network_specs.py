@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 from search_spaces import Invalid
 from search_spaces.networks import ConvNet, Own, Residual
 from service.cli import main
 from service.driver import run
 from service.planning import plan_of
-from service.rules import gate_notes
+from service.rules import spec_notes
 from service.spec import SearchSpec, check, spec_schema
+from trials.records import Bundle, Outcome, Trial
+from trials.reproduce import reproduce
 from trials.store import Store
+from trials.train import Trainer
 
 WIDTH = {"type": "width", "low": 2, "high": 8}
 OWN = """
@@ -51,6 +56,17 @@ def short(shape, outputs):
 
 def branching(shape, outputs):
     return Branching(shape[0], outputs, 8)
+
+def dropping(shape, outputs):
+    net = Net(shape[0], outputs, 8)
+    net.a = nn.Sequential(net.a, nn.Dropout(0.3))
+    return net
+
+def frozen(shape, outputs):
+    net = Net(shape[0], outputs, 8)
+    nn.init.constant_(net.a.weight, 0.25)
+    net.a.requires_grad_(False)
+    return net
 
 def gateless(shape, outputs):
     return nn.Linear(shape[0], outputs)
@@ -214,8 +230,10 @@ def test_a_parameter_without_a_gate_and_a_gate_without_a_parameter(folder: Path)
     lr = spec()["space"]["lr"]
     found = faults(own(space={"frist": WIDTH, "lr": lr}), folder)
     assert found == ("space.frist: unknown gate of this network 'frist'. Did you mean 'first'? Known: first, second.",)
-    checked, _ = check(own(space={"first": WIDTH, "lr": lr}), directory=folder)
-    assert gate_notes(checked) == ["network: the space has no width `second`, so that gate keeps all of its 6 units"]
+    checked, task = check(own(space={"first": WIDTH, "lr": lr}), directory=folder)
+    assert spec_notes(checked, task) == [
+        "network: the space has no width `second`, so that gate keeps all of its 6 units"
+    ]
 
 
 def test_a_plan_leaves_the_users_code_at_home(folder: Path) -> None:
@@ -257,6 +275,59 @@ def test_gradients_move_an_own_networks_widths(folder: Path) -> None:
 def test_the_networks_are_values() -> None:
     assert ConvNet(layers=2) == ConvNet(layers=2) != ConvNet(layers=3)
     assert hash(Residual()) == hash(Residual())
+
+
+def test_trainings_in_which_nothing_could_move_and_batches_beyond_the_rows_are_told(folder: Path) -> None:
+    moved = {**WIDTH, "moved_by": "gradient"}
+    data = spec(
+        space={"width.0": moved, "width.0.0": moved},
+        search={"hypergradient": {"kind": "bilevel", "warmup": 50}},
+        training={"epochs": 1, "batch_size": 500},
+        objective={"metric": "val_accuracy", "mode": "min"},
+    )
+    notes = spec_notes(*check(data, directory=folder))
+    assert [note.split(":")[0] for note in notes] == ["objective", "search.hypergradient", "training.batch_size"]
+
+
+@pytest.mark.parametrize("way", ["per_lane", "grouped"])
+def test_dropout_is_the_same_in_any_company(folder: Path, way: str) -> None:
+    """It draws from its lane's own numbers, and trains lane by lane whatever the way."""
+    found = []
+    for lanes, executor in ((1, "here"), (4, "local")):
+        resources = {"workers": 1, "lanes": lanes, "way": way}
+        checked, task = check(own("mine_own:dropping", resources=resources), directory=folder)
+        result = run(checked, task, Store(folder / f"st{lanes}"), executor=executor, directory=folder)  # type: ignore[arg-type]
+        outcomes = Store.open_for_reading(folder / f"st{lanes}").search(result.search_id).outcomes()
+        found.append([(o.number, o.ending, o.value) for o in sorted(outcomes, key=lambda o: o.number)])
+    assert found[0] == found[1]
+    assert {ending for _, ending, _ in found[0]} == {"complete"}
+
+
+def test_frozen_layers_stay_as_they_were_made(folder: Path) -> None:
+    checked, task = check(own("mine_own:frozen", training={"epochs": 1, "batch_size": 32, "lr": 0.5}), directory=folder)
+    again = reproduce(
+        plan_of(checked, task), Trial(search_id="s", number=0, point={"first": 8.0, "second": 6.0, "lr": 0.5})
+    )
+    named = dict(again.network.named_parameters())
+    assert torch.equal(named["a.weight"], torch.full((8, 4), 0.25))
+    assert not torch.equal(named["b.bias"], torch.zeros(6))
+
+
+@pytest.mark.parametrize("way", ["per_lane", "grouped", "unfolded"])
+def test_regression_trains_networks_of_one_output(way: str) -> None:
+    moved = {**WIDTH, "moved_by": "gradient"}
+    data = spec(
+        task="uci/diabetes",
+        space={"width.0": moved, "width.0.0": moved},
+        search={"hypergradient": {"kind": "bilevel", "warmup": 1}},
+        resources={"workers": 1, "lanes": 2, "way": way},
+    )
+    checked, task = check(data)
+    trials = tuple(Trial(search_id="s", number=i, point={"width.0": 3.0 + i, "width.0.0": 5.0}) for i in range(2))
+    bundle = Bundle(search_id="s", id="b", generation=0, trials=trials)
+    outcomes = [r for r in Trainer(plan_of(checked, task)).train(bundle) if isinstance(r, Outcome)]
+    assert [o.error for o in outcomes] == [None, None]
+    assert all(math.isfinite(o.metrics["val_mse"]) for o in outcomes)
 
 
 # -- the best network --------------------------------------------------------------------------------------------------

@@ -253,11 +253,14 @@ GROWING: dict[str, tuple[Network, tuple[int, ...]]] = {
 }
 
 
-def grown_lane(case: str, way: str, growth: str) -> tuple[Any, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """A trained lane of whole sizes 3, its outputs, and those after each gate has grown to 5."""
+def grown_lane(
+    case: str, way: str, growth: str, only: int | None = None
+) -> tuple[Any, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """A trained lane of whole sizes 3, its outputs, and those after each gate (or only one) has grown to 5."""
     network, shape = GROWING[case]
     found = realise(network, shape, OUTPUTS)
-    widths, wider = (widths_of(found, "interval", [[n] * len(found.gates)]) for n in (3.0, 5.0))
+    larger = [5.0 if only in (None, g) else 3.0 for g in range(len(found.gates))]
+    widths, wider = (widths_of(found, "interval", [sizes]) for sizes in ([3.0] * len(larger), larger))
     if way == "dense":
         dense = DenseShape(inputs=5, outputs=OUTPUTS, activation="tanh", maxima=(8, 8))
         lanes: Any = DenseProgram(dense, BATCH, gated=True, growth=growth, dtype=torch.float64)
@@ -308,7 +311,7 @@ def test_fresh_growth_does_harm_and_scaled_growth_a_tenth_of_it_or_so(case: str,
 def test_gradmax_has_the_steepest_gradient_of_all_directions(way: str) -> None:
     """|dL/d(incoming)| of the first new unit is c sigma_1, and no other outgoing vector of that length has more."""
     case, gate = ("mlp", 1) if way == "dense" else ("rows without norm", 1)
-    lanes, _, _, (x, y_BO) = grown_lane(case, way, "gradmax")
+    lanes, _, _, (x, y_BO) = grown_lane(case, way, "gradmax", only=gate)
     module = lanes.module(0).double()
     x = x[:, 1:] if way == "dense" else x
     writer, reader = ("linears.1", "linears.2") if way == "dense" else ("blocks.0.first", "blocks.0.second")

@@ -70,6 +70,12 @@ class Moves:
         self._u_KG = u_KG
         return self.n_KG
 
+    def place(self, n_KG: Tensor) -> Tensor:
+        """Put sizes where a rule of their own wants them; those that are there already keep every bit."""
+        self._u_KG = torch.where(n_KG == self.n_KG, self._u_KG, self._encode(n_KG))
+        self.n_KG = n_KG
+        return self.n_KG
+
     def _direction(self, slope_KG: Tensor) -> Tensor:
         if self.method.optimizer == "sgd":
             return slope_KG

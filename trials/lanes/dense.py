@@ -233,9 +233,12 @@ class DenseLanes:
                 self.layout.lane_view(alive_T, lane, i + 1)[:, 1:].mul_(m > 0)
         self._alive_T = alive_T
         self._set_rates()
-        for slot, state_T in self.optimiser.state.items():
-            if not slot.startswith("power"):
-                state_T.mul_(alive_T)
+        self.optimiser.forget(alive_T)
+
+    def forget(self) -> None:
+        """Whatever resting units gathered is gone, before lanes are laid anew or a unit speaks again."""
+        if self._alive_T is not None:
+            self.optimiser.forget(self._alive_T)
 
     def lane_grades(self, lane: int) -> list[Tensor]:
         """A lane's grades, [units] a layer."""
@@ -261,14 +264,17 @@ class DenseLanes:
             self._through(i)
         return found
 
-    def growth_matrix(self, lane: int, i: int, x_BI: Tensor, y_BO: Tensor) -> Tensor:
-        """GradMax's matrix for layer i of a lane: dL/d(what the next layer writes) times what layer i reads, biases
-        included, [next, 1 + inputs]."""
+    def growth_matrices(self, x_BI: Tensor, y_BO: Tensor) -> list[list[Tensor]]:
+        """GradMax's matrix for every hidden layer of every lane, `[lane][layer]` [next, 1 + inputs]: dL/d(what the next
+        layer writes) times what the layer reads, biases included."""
         self.grade_gradients(x_BI, y_BO)
-        last = i + 1 == self.hidden
-        delta_RB = self._top_KOB[lane] if last else self.units[i + 1].lane_view(self._delta[i + 1], lane, 0)[1:]
-        read_BI = x_BI if i == 0 else self.units[i - 1].lane_view(self._gated[i - 1], lane, 0).mT
-        return delta_RB @ read_BI
+
+        def matrix(lane: int, i: int) -> Tensor:
+            last = i + 1 == self.hidden
+            delta_RB = self._top_KOB[lane] if last else self.units[i + 1].lane_view(self._delta[i + 1], lane, 0)[1:]
+            return delta_RB @ (x_BI if i == 0 else self.units[i - 1].lane_view(self._gated[i - 1], lane, 0).mT)
+
+        return [[matrix(lane, i) for i in range(self.hidden)] for lane in range(self.lanes)]
 
     # -- the step ----------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ class DenseProgram:
         live: Tensor,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        self.dense.forget()
         self.dense.now = [tuple(lane) for lane in live.tolist()]
         if list(reach) != self.dense.sizes:
             self.dense.resize(reach)
@@ -83,6 +84,15 @@ class DenseProgram:
 
     def _grow(self, by_lane: Sequence[Sequence[Tensor]], batch: tuple[Tensor, Tensor] | None) -> None:
         """Rewrite the weights of units that have become members."""
+        matrices = None
+        if self.growth == "gradmax" and batch is not None:
+            self.dense.sample(
+                [
+                    [m_N * as_long(was_N, len(m_N)).to(m_N) for m_N, was_N in zip(*lane, strict=True)]
+                    for lane in zip(by_lane, self._members, strict=True)
+                ]
+            )
+            matrices = self.dense.growth_matrices(*batch)
         for k, lane in enumerate(by_lane):
             for g, grades_N in enumerate(lane):
                 living_N = as_long(self._members[k][g], len(grades_N)).to(grades_N.device)
@@ -100,7 +110,7 @@ class DenseProgram:
                     new_N=new_N,
                     grades_N=grades_N,
                     uniform_N2=uniform(fold(seed, "growth", number, replicate, g), len(new_N), 2).to(own[g]),
-                    matrix_WC=self.dense.growth_matrix(k, g, *batch) if self.growth == "gradmax" and batch else None,
+                    matrix_WC=None if matrices is None else matrices[k][g],
                     incoming=AWAKE,
                 )
                 units.incoming[0].copy_(after.incoming[0])

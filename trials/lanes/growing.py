@@ -11,14 +11,14 @@ Legend of shape suffixes: N units of a gate, O outputs, I inputs, C numbers that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from search_spaces.flow import Segment
+from search_spaces.flow import Segment, Use
 from search_spaces.growth import Units, Window, gradient_matrix, grown
 from trials.lanes.initial import Identity, Start
 from trials.lanes.masks import as_long
@@ -50,11 +50,14 @@ class Growing:
 
     def grow(self, lane: Lane, batch: tuple[Tensor, Tensor] | None) -> None:
         """Rewrite the weights of units that have become members, in place."""
+        passed = None
         for g, gate in enumerate(self.gates):
             living_N = as_long(lane.before[gate], len(lane.now[gate]))
             new_N = lane.now[gate].cpu() & ~living_N
             if not new_N.any():
                 continue
+            if self.kind == "gradmax" and batch is not None and passed is None:
+                passed = _passed(lane.module, self._layers(), self.loss, batch)
             units, initial = self._units(gate, lane.views), self._units(gate, lane.initial)
             device = units.outgoing[0].device
             key = fold(lane.identity[0], "growth", *lane.identity[1:], g)
@@ -66,7 +69,7 @@ class Growing:
                 new_N=new_N.to(device),
                 grades_N=lane.grades[gate].to(units.outgoing[0]),
                 uniform_N2=uniform(key, len(new_N), 2).to(device),
-                matrix_WC=self._matrix(gate, lane.module, batch) if self.kind == "gradmax" and batch else None,
+                matrix_WC=None if passed is None else self._matrix(gate, lane.module, passed),
                 incoming=AWAKE,
             )
             for old, new in zip(everything(units), everything(after), strict=True):
@@ -89,13 +92,15 @@ class Growing:
                     outgoing.append(part.view(len(part), -1, repeat) if repeat > 1 else part)
         return Units(incoming=tuple(incoming), outgoing=tuple(outgoing), norms=tuple(norms))
 
-    def _matrix(self, gate: str, module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _layers(self) -> dict[str, Use]:
+        return {use.path: use for use in self.uses if use.kind in ("linear", "conv")}
+
+    def _matrix(self, gate: str, module: nn.Module, passed: Passed) -> Tensor:
         """GradMax's matrix of all the gate's readers (below each other) and writers (beside each other)."""
-        layers = {use.path: use for use in self.uses if use.kind in ("linear", "conv")}
+        layers, (read, delta, sides) = self._layers(), passed
         writers = [path for path, use in layers.items() if _has(use.outputs, gate)]
         readers = [path for path, use in layers.items() if _has(use.inputs, gate)]
         normed = any(use.kind == "norm" and _has(use.outputs, gate) for use in self.uses)
-        read, delta, sides = _passed(module, {*writers, *readers}, self.loss, batch)
         rows = []
         for path in readers:
             blocks = []
@@ -129,9 +134,10 @@ def _runs(
     raise ValueError(f"growth: {name} reads or writes several widths side by side; take growth: fresh")
 
 
-def _passed(
-    module: nn.Module, paths: set[str], loss: str, batch: tuple[Tensor, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, tuple[int, ...]]]:
+Passed = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, tuple[int, ...]]]
+
+
+def _passed(module: nn.Module, paths: Iterable[str], loss: str, batch: tuple[Tensor, Tensor]) -> Passed:
     """One pass there and back: what each layer reads, the gradient by what it writes, the shape of what it reads."""
     read: dict[str, Tensor] = {}
     written: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ Legend of shape suffixes: O outputs, I numbers that an output reads.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,12 @@ class Start:
     gates: tuple[str, ...]
     parametrisation: str = "sp"
     optimizer: str = "sgd"
+
+    @functools.cached_property
+    def frozen(self) -> frozenset[str]:
+        """Parameters that ask for no gradient, and the layers whose weights do not: they stay as they are."""
+        still = [name for name, p in self.flow.graph.named_parameters() if not p.requires_grad]
+        return frozenset([*still, *(name.removesuffix(".weight") for name in still if name.endswith(".weight"))])
 
     def layers(self) -> dict[str, Use]:
         """The first use of each layer with weights, by path."""
@@ -71,6 +78,8 @@ class Start:
         for i, (path, use) in enumerate(self.layers().items()):
             layer = self.flow.module(path)
             assert isinstance(layer.weight, Tensor)
+            if path in self.frozen:
+                continue  # it keeps what it was made with
             shape = layer.weight.shape
             drawn_OI = normal(fold(seed, "init", number, replicate, i), shape[0], shape[1:].numel(), like.device)
             found[f"{path}.weight"] = (drawn_OI * self.scaling(use, sizes).std).view(shape).to(like)
@@ -94,10 +103,11 @@ class Start:
 
     def rates(self, sizes: Mapping[str, float]) -> dict[str, float]:
         """What the learning rate of each weight and bias is multiplied by."""
-        found: dict[str, float] = {}
+        found: dict[str, float] = dict.fromkeys(self.frozen, 0.0)
         for path, use in self.layers().items():
             s = self.scaling(use, sizes)
-            found[f"{path}.weight"], found[f"{path}.bias"] = s.weight_lr, s.bias_lr
+            for name, rate in ((f"{path}.weight", s.weight_lr), (f"{path}.bias", s.bias_lr)):
+                found.setdefault(name, rate)
         return found
 
 

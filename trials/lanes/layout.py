@@ -1,8 +1,9 @@
 """Where the matrices of many lanes lie in one flat buffer.
 
 A lane's matrix gets a span of its own, so lanes of different sizes share a buffer without padding: elementwise work
-runs once over the whole buffer, each matrix product at its lane's own size. Spans begin at multiples of 16 numbers
-(64 bytes), so that a lane's arithmetic never depends on its neighbours.
+runs once over the whole buffer, each matrix product at its lane's own size. Spans begin at multiples of 32 numbers (two
+vectors of 64 bytes, which is what torch's kernels take at a time), so that a lane's arithmetic never depends on its
+neighbours.
 
 On a GPU, lanes of one shape lie side by side instead (`grouped`), and one batched product serves them all.
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ALIGNMENT = 16
+ALIGNMENT = 32
 
 
 class Layout:

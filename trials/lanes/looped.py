@@ -15,22 +15,27 @@ Legend of shape suffixes: K lanes, N units of a gate, B batch, O outputs, R rows
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from search_spaces.flow import Use
 from search_spaces.materialise import kept_units, narrowed, pruned
+from search_spaces.realise import draws
 from search_spaces.width import HeldGate, gates_of
 from trials.lanes.growing import Growing, Lane
 from trials.lanes.initial import Identity, Start, is_fixed
 from trials.lanes.layout import Layout
-from trials.lanes.masks import newcomers, rest, speaking
+from trials.lanes.masks import newcomers, rest, silenced, speaking
 from trials.lanes.places import Places, cut, paste, places
 from trials.lanes.program import in_chunks, loss_of, still
+from trials.noise import fold
 from trials.optimisers import Optimiser, Rule
+
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class LoopedLanes:
@@ -54,7 +59,7 @@ class LoopedLanes:
         self.start, self.flow, self.loss, self.gated = start, start.flow, loss, gated
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
-        self._fixed = is_fixed(start.flow)
+        self._fixed, self._draws, self._steps = is_fixed(start.flow), draws(start.flow.graph), 0
         self._growing = Growing(start, growth, loss) if growth != "fresh" else None
 
     # -- laying out --------------------------------------------------------------------------------------------------
@@ -90,14 +95,15 @@ class LoopedLanes:
         self.weights_T = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
         for lane, module in enumerate(self.modules):
+            owners = _owners(module)
             for i, (path, parameter) in enumerate(list(module.named_parameters())):
                 view = self._view(self.weights_T, lane, i).view(parameter.shape)
                 home = self._home[lane].get(path)
                 view.copy_(parameter.detach() if home is None else cut(home, self.places[lane].get(path)))
-                owner, _, name = path.rpartition(".")
                 new = nn.Parameter(view)
                 new.grad = self._view(self.gradients_T, lane, i).view(parameter.shape)
-                setattr(module.get_submodule(owner), name, new)
+                for owner, name in owners[id(parameter)]:
+                    setattr(owner, name, new)
         self.alive_T: Tensor | None = None
 
     def _kept(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -143,10 +149,14 @@ class LoopedLanes:
         live: Tensor,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        if self.alive_T is not None:
+            self.optimiser.forget(self.alive_T)  # whatever they gathered while they rested
         self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
         if not self._fixed and list(reach) != self.sizes:
             self._relay(reach)
-        self.sample(grades)
+        growing = self._growing if self._members else None
+        # a gradient for growth is that of the network as it was
+        self.sample(silenced(self.gates, grades, self._members) if growing else grades)
         alive_T = torch.ones_like(self.weights_T)
         members: list[dict[str, Tensor]] = []
         for lane in range(len(self.modules)):
@@ -160,15 +170,15 @@ class LoopedLanes:
                     norm = self.modules[lane].get_submodule(path)
                     if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
                         norm.running_mean[new], norm.running_var[new] = 0.0, 1.0  # type: ignore[index]
-                if self._growing is not None:
-                    self._growing.grow(self._as_lane(lane, member, grades), self._batch_of(lane, batch))
+                if growing is not None:
+                    growing.grow(self._as_lane(lane, member, grades), self._batch_of(lane, batch))
             members.append(member)
+        if growing is not None:
+            self.sample(grades)
         self._members = members
         self.alive_T = alive_T
         self._set_rates()
-        for slot, state_T in self.optimiser.state.items():
-            if not slot.startswith("power"):
-                state_T.mul_(alive_T)
+        self.optimiser.forget(alive_T)
 
     def _as_lane(self, lane: int, now: Mapping[str, Tensor], grades: Sequence[Tensor]) -> Lane:
         """A lane as growth sees it."""
@@ -237,8 +247,20 @@ class LoopedLanes:
         self.gradients_T.zero_()
         with torch.enable_grad():
             for lane, module in enumerate(self.modules):
-                torch.autograd.backward(loss_of(self.loss, module(self._own(x, lane)), y_BO))
+                with self._luck("step", lane):
+                    torch.autograd.backward(loss_of(self.loss, module(self._own(x, lane)), y_BO))
         self.optimiser.step(self.weights_T, self.gradients_T)
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def _luck(self, purpose: str, lane: int) -> Iterator[None]:
+        """Whatever a lane's own layers draw (dropout) is a function of whose lane it is, and of the step."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=self._draws):
+            if self._draws:
+                seed, number, replicate = self.identities[lane]
+                torch.manual_seed(fold(seed, f"layers {purpose}", number, replicate, self._steps) >> 1)
+            yield
 
     def _own(self, x: Tensor, lane: int) -> Tensor:
         return x[lane] if x.dim() > self.flow.example.dim() else x
@@ -250,7 +272,7 @@ class LoopedLanes:
         ]
         for lane, module in enumerate(self.modules):
             held = gates_of(module)
-            with torch.enable_grad(), still(module):
+            with torch.enable_grad(), still(module), self._luck("move", lane):
                 leaves = []
                 for gate in self.gates:
                     held[gate].m = held[gate].m.detach().requires_grad_()  # type: ignore[operator]
@@ -275,24 +297,29 @@ class LoopedLanes:
         return copy.deepcopy(self.modules[lane])
 
 
-def _statistics(
-    module: nn.Module, uses: Sequence[Use], places: Mapping[str, Places]
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Each batch norm's running mean and variance, and the channels they belong to."""
-    found = {}
+def _owners(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Who has each parameter, and under which name: tied ones stay tied."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
+            found.setdefault(id(parameter), []).append((child, name))
+    return found
+
+
+def _statistics(module: nn.Module, uses: Sequence[Use], places: Mapping[str, Places]) -> dict[str, Statistics]:
+    """Each batch norm's running mean and variance, the channels they belong to, and of how many batches they are."""
+    found: dict[str, Statistics] = {}
     for use in uses:
         norm = module.get_submodule(use.path) if use.kind == "norm" else None
         rows = places.get(f"{use.path}.weight", (None, None))[0]
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and rows is not None:
             assert norm.running_var is not None
-            found[use.path] = (rows, norm.running_mean.clone(), norm.running_var.clone())
+            found[use.path] = (rows, norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked)
     return found
 
 
-def _restore(
-    module: nn.Module, statistics: Mapping[str, tuple[Tensor, Tensor, Tensor]], places: Mapping[str, Places]
-) -> None:
-    for path, (old, mean, variance) in statistics.items():
+def _restore(module: nn.Module, statistics: Mapping[str, Statistics], places: Mapping[str, Places]) -> None:
+    for path, (old, mean, variance, batches) in statistics.items():
         norm = module.get_submodule(path)
         rows = places[f"{path}.weight"][0]
         assert rows is not None
@@ -301,3 +328,4 @@ def _restore(
             full = torch.full((width,), fresh, dtype=value.dtype, device=value.device)
             full[old] = value
             getattr(norm, name).copy_(full[rows])
+        norm.num_batches_tracked = batches  # type: ignore[assignment]

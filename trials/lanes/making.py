@@ -10,7 +10,8 @@ Legend of shape suffixes: K lanes, G gates.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,13 +60,14 @@ def make(
     maxima = network.maxima(plan.space)
     sizes_KG = torch.tensor([network.sizes(point) for point in points], dtype=torch.float64).reshape(len(points), -1)
     loss = "cross_entropy" if task.kind == "classification" else "mse"
-    built = None if is_dense(plan) else _built(network, task.shape, task.outputs, maxima, activation)
-    looped = plan.way == "per_lane" or (built is not None and built.flow is None)
-    gated = plan.fractional or network.parametrisation == "ntk" or (built is not None and not looped)
-    gated = gated or (built is not None and built.flow is None)
+    built = None if is_dense(plan) else _realised(network, task.shape, task.outputs, maxima, activation)
+    opaque = built is not None and built.flow is None
+    gated = plan.fractional or network.parametrisation == "ntk" or plan.padded or opaque
     kinds = gate_kinds(plan, points[0], maxima)
     widths = Widths(kinds, sizes_KG, factor=network.parametrisation == "ntk") if gated else None
     sizes = widths.reach() if widths else [tuple(int(n) for n in lane) for lane in sizes_KG.tolist()]
+    if plan.padded:
+        sizes = [plan.shape_class(point) for point in points]
     live = sizes_KG.tolist()
     lanes: DenseProgram | LoopedLanes | VmappedLanes
     if built is None:
@@ -82,14 +84,14 @@ def make(
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)
         start = Start(flow=flow, gates=network.gates, parametrisation=network.parametrisation, optimizer=rule.kind)
-        if looped:
+        if not plan.padded:
             lanes = LoopedLanes(start, loss=loss, gated=gated, growth=network.growth, device=device)
         else:
             lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, device=device)
         lanes.begin(identities, [network.named(lane) for lane in sizes], [network.named(lane) for lane in live])
     lanes.attach(rule, hyper)
     if widths is not None:
-        lanes.regate(widths.grades(), lanes.sizes, widths.sizes_KG)
+        lanes.regate(widths.members(), lanes.sizes, widths.sizes_KG)
     return lanes, widths
 
 
@@ -118,8 +120,20 @@ def gate_kinds(plan: Plan, point: Point, maxima: Sequence[int]) -> list[GateKind
     return found
 
 
+def _realised(
+    network: Network, shape: tuple[int, ...], outputs: int, maxima: tuple[int, ...], activation: str
+) -> Realised:
+    # two functions of one name are two networks, though their declarations are equal
+    return _built(network, getattr(network, "factory", None), shape, outputs, maxima, activation)
+
+
 @functools.lru_cache(maxsize=8)
 def _built(
-    network: Network, shape: tuple[int, ...], outputs: int, maxima: tuple[int, ...], activation: str
+    network: Network,
+    factory: Callable[..., Any] | None,
+    shape: tuple[int, ...],
+    outputs: int,
+    maxima: tuple[int, ...],
+    activation: str,
 ) -> Realised:
     return realise(network, shape, outputs, network.named(maxima), activation)

@@ -36,6 +36,14 @@ def as_long(flags: Tensor, length: int) -> Tensor:
     return out
 
 
+def silenced(gates: Sequence[str], grades: Sequence[Tensor], before: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """Grades, [K, N] a gate, in which units that were no members say nothing yet."""
+    return [
+        m_KN * torch.stack([as_long(lane[gate], m_KN.shape[1]) for lane in before]).to(m_KN)
+        for gate, m_KN in zip(gates, grades, strict=True)
+    ]
+
+
 def newcomers(
     uses: Sequence[Use], before: Mapping[str, Tensor], now: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:

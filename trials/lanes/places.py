@@ -32,7 +32,7 @@ def places(flow: Flow, kept: Mapping[str, Tensor], device: torch.device) -> dict
 def cut(full: Tensor, place: Places | None) -> Tensor:
     """The rows and columns of a full tensor that a lane has."""
     rows, columns = place or (None, None)
-    out = full if rows is None else full.index_select(_channel_axis(full), rows)
+    out = full if rows is None else full.index_select(_channel_axis(full, rows), rows)
     return out if columns is None else out.index_select(1, columns)
 
 
@@ -42,11 +42,13 @@ def paste(full: Tensor, part: Tensor, place: Places | None) -> None:
     if rows is None:
         full.copy_(part)
     elif columns is None:
-        full.index_copy_(_channel_axis(full), rows, part)
+        full.index_copy_(_channel_axis(full, rows), rows, part)
     else:
         full[rows.unsqueeze(1), columns] = part
 
 
-def _channel_axis(full: Tensor) -> int:
-    """A bare parameter such as [C, 1, 1] or [1, C, 1, 1] has its channels where it is long."""
-    return 0 if full.shape[0] > 1 else max(range(full.dim()), key=lambda i: full.shape[i])
+def _channel_axis(full: Tensor, rows: Tensor) -> int:
+    """Layers have their channels along the first axis; a bare parameter such as [1, C, 1, 1] where it is long."""
+    if full.shape[0] > 1 or not len(rows) or int(rows.max()) == 0:
+        return 0
+    return max(range(full.dim()), key=lambda i: full.shape[i])

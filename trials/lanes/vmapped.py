@@ -27,7 +27,7 @@ from search_spaces.materialise import kept_units, narrowed
 from search_spaces.width import gates_of
 from trials.lanes.growing import Growing, Lane
 from trials.lanes.initial import Identity, Start, is_fixed
-from trials.lanes.masks import newcomers, rest, speaking
+from trials.lanes.masks import newcomers, rest, silenced, speaking
 from trials.lanes.places import cut, places
 from trials.lanes.program import in_chunks, loss_of
 from trials.optimisers import Optimiser, Rule
@@ -160,10 +160,14 @@ class VmappedLanes:
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Take new grades; a lane that outgrows the class lays all of them anew, at their greatest sizes."""
+        if self._alive_KP is not None:
+            self.optimiser.forget(self._alive_KP)  # whatever they gathered while they rested
         self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
         if any(n > room for lane in reach for n, room in zip(lane, self.sizes[0], strict=True)):
             self._relay(reach)
-        self.sample(grades)
+        growing = self._growing if self._members else None
+        # a gradient for growth is that of the network as it was
+        self.sample(silenced(self.gates, grades, self._members) if growing else grades)
         alive_KP = torch.ones_like(self.weights_KP)
         members: list[dict[str, Tensor]] = []
         views = self._views(alive_KP)
@@ -177,15 +181,15 @@ class VmappedLanes:
                     for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
                         if f"{path}.{name}" in self.buffers:
                             self.buffers[f"{path}.{name}"][k][new] = start
-                if self._growing is not None:
-                    self._growing.grow(self._as_lane(k, member, grades), self._batch_of(k, batch))
+                if growing is not None:
+                    growing.grow(self._as_lane(k, member, grades), self._batch_of(k, batch))
             members.append(member)
+        if growing is not None:
+            self.sample(grades)
         self._members = members
         self._alive_KP = alive_KP
         self._set_rates()
-        for slot, state_KP in self.optimiser.state.items():
-            if not slot.startswith("power"):
-                state_KP.mul_(alive_KP)
+        self.optimiser.forget(alive_KP)
 
     def _as_lane(self, k: int, now: Mapping[str, Tensor], grades: Sequence[Tensor]) -> Lane:
         """A lane as growth sees it."""
@@ -217,7 +221,7 @@ class VmappedLanes:
         weights, buffers = {n: v.clone() for n, v in self.views.items()}, self.buffers
         state = {slot: {n: v.clone() for n, v in self._views(s).items()} for slot, s in self.optimiser.state.items()}
         before = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
-        self._lay([dict(zip(self.gates, lane, strict=True)) for lane in reach])
+        self._lay([dict(zip(self.gates, lane, strict=True)) for lane in (*reach, *self.sizes)])
         self.attach(self.rule, self.hyper)
         after = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
         old, new = places(self.flow, before, self.device), places(self.flow, after, self.device)
@@ -225,12 +229,14 @@ class VmappedLanes:
         targets |= {slot: (self._views(self.optimiser.state[slot]), saved) for slot, saved in state.items()}
         for views, saved in targets.values():
             for name, view in views.items():
-                rows, columns = (_within(a, b) for a, b in zip(old[name], new[name], strict=True))
+                whole = (None, None)
+                rows, columns = (_within(a, b) for a, b in zip(old.get(name, whole), new.get(name, whole), strict=True))
                 _paste_lanes(view, saved[name], rows, columns)
         for name, saved_b in buffers.items():
             if name in self.buffers and self.buffers[name].dim() == saved_b.dim() and not name.endswith(".m"):
                 owner = name.rpartition(".")[0]
-                rows = _within(old[f"{owner}.weight"][0], new[f"{owner}.weight"][0])
+                whole = (None, None)
+                rows = _within(old.get(f"{owner}.weight", whole)[0], new.get(f"{owner}.weight", whole)[0])
                 _paste_lanes(self.buffers[name], saved_b, rows, None)
 
     # -- the step ----------------------------------------------------------------------------------------------------
