@@ -55,7 +55,9 @@ class Architecture:
             self.lanes.sample(self.widths.grades(noise))
         gradient_KP = self.widths.pull(self.lanes.grade_gradients(x, y_BO), noise)
         with torch.enable_grad():
-            self.widths.set(self.moves.place(self.widths.within(self.moves.step(gradient_KP))))
+            coordinates_KP = self.moves.step(gradient_KP)
+            self.widths.share = share  # sizes depend on the temperature
+            self.widths.set(self.moves.place(self.widths.within(coordinates_KP)))
         self.regate(share, (x, y_BO))
 
     def regate(self, share: float, batch: tuple[Tensor, Tensor] | None = None) -> None:

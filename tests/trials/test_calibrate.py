@@ -7,7 +7,9 @@ from search_spaces.networks import MLP
 from trials import calibrate as measuring
 from trials.calibrate import CANDIDATES, calibrate
 from trials.plan import Plan
+from trials.records import Ending
 from trials.tasks import load
+from trials.train import failures
 from trials.training import Training
 
 SPACE = Space.from_dict(
@@ -87,3 +89,20 @@ def test_measuring_for_real_chooses_a_candidate_and_says_what_it_cost(plan):
 def test_calls_of_plain_python_are_not_measured():
     found = calibrate(Plan(space=SPACE, objective=lambda trial: 0.0, metric="value"), (12,))
     assert (found.lanes, found.seconds, found.device_s) == (12, {}, 0.0)
+
+
+def test_what_fails_is_not_fast(plan, monkeypatch):
+    """A trainer turns an exception into an outcome, at once; that way is never chosen, however quick it was."""
+    real = measuring.Trainer.train
+
+    def failing(self, bundle, **options):
+        if len(bundle.trials) > 1:
+            raise_in = RuntimeError("no such kernel")
+            yield from failures(bundle, Ending.ERROR, raise_in, 0.0)
+        else:
+            yield from real(self, bundle, **options)
+
+    monkeypatch.setattr(measuring.Trainer, "train", failing)
+    found = calibrate(plan, (1, 2, 4))
+    assert found.lanes == 1
+    assert found.seconds["dense"][2] == float("inf")

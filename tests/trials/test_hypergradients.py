@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_spaces import Space
-from search_spaces.membership import annealed
+from search_spaces.membership import MEMBERSHIPS, annealed
 from search_spaces.mlp import ACTIVATION_MODULES
 from search_spaces.networks import ACTIVATIONS, MLP
+from trials.architecture import Architecture
 from trials.hypergradients import Method
 from trials.hypergradients.moves import Moves
 from trials.lanes.dense import DenseShape
@@ -371,6 +372,49 @@ def test_the_value_is_the_metric_and_the_price_of_the_network() -> None:
     for outcome in outcomes(trained(plan_of("none", metric="forward_flops"))):
         m, n = (outcome.rounded[f"width.{i}"] for i in range(2))
         assert outcome.value == 2 * (4 * m + m * n + n * 3)
+
+
+@pytest.mark.parametrize("membership", list(MEMBERSHIPS))
+@pytest.mark.parametrize("pull", [1.0, -1.0])
+def test_no_membership_leaves_the_range_of_its_width(membership: str, pull: float) -> None:
+    """Not even those without a size of their own, whose numbers know nothing of it: live sizes are where the point is
+    said to be, so that what is scored and priced is what is told."""
+    found = Architecture.move
+
+    def pulled(self: Architecture, *arguments: Any) -> None:
+        found(self, *arguments)
+        sizes_KG = self.widths.sizes_KG
+        assert bool((sizes_KG >= 3 - 1e-6).all())
+        assert bool((sizes_KG <= 12 + 1e-6).all())
+
+    method = Method(kind="descent", warmup=0, every=1, lr=0.2)
+    width = {"type": "width", "low": 3, "high": 12, "moved_by": "gradient"}
+    plan = plan_of(
+        "descent",
+        space=Space.from_dict({"width.0": width, "width.1": width}),
+        network=MLP(layers=2, membership=membership),
+        method=method,
+        penalty={"parameters": 0.05} if pull > 0 else {},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Architecture, "move", pulled)
+        for outcome in outcomes(trained(plan, ((4.0, 5.0), (10.0, 11.0)))):
+            assert outcome.error is None
+            assert all(3 <= float(outcome.point[gate]) <= 12 for gate in ("width.0", "width.1"))
+
+
+def test_replicates_are_measured_whole_each_at_its_own_sizes() -> None:
+    """Their sizes part; the rounded value is the mean of what each is worth at its own whole sizes."""
+    plan = plan_of("bilevel", seeds=3, network=MLP(layers=2, membership="interval"), penalty={"parameters": 1e-4})
+    method = Method(kind="bilevel", warmup=0, every=1, lr=0.1)
+    plan = replace(plan, method=method)
+    (outcome, *_) = outcomes(trained(plan, ((3.3, 7.5),)))
+    alone = [
+        outcomes(list(Trainer(plan).train(Bundle(search_id="s", id="b", generation=0, trials=(trial,)))))[0]
+        for trial in [Trial(search_id="s", number=0, point={"width.0": 3.3, "width.1": 7.5})]
+    ]
+    assert alone[0].metrics == outcome.metrics
+    assert math.isfinite(outcome.metrics["rounded_value"])
 
 
 def test_a_penalty_makes_moved_sizes_smaller() -> None:

@@ -244,6 +244,20 @@ def regated(sizes: list[int]) -> tuple[list[Tensor], list[tuple[int, ...]], Tens
     return widths.grades(), [(8, 8)] * len(sizes), widths.sizes_KG
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_one_gate_may_outgrow_its_room_while_another_shrinks(way: str) -> None:
+    found, start, shape = built("convnet")
+    small, large = (widths_of(found, "interval", [sizes] * 2) for sizes in ([2.0, 7.0], [7.0, 2.0]))
+    lanes = program(way, start, gated=True)
+    names = list(found.gates)
+    lanes.begin([(0, k, 0) for k in range(2)], [dict(zip(names, (2, 8), strict=True))] * 2)
+    lanes.attach(RULES["adamw"], hyper(2))
+    for widths in (small, large, small):
+        lanes.regate(widths.grades(), [(int(n), int(m)) for n, m in widths.sizes_KG.tolist()], widths.sizes_KG)
+        lanes.step(*batch_of(shape, 0))
+    assert lanes.predict(batch_of(shape, 1)[0]).isfinite().all()
+
+
 # -- growth ------------------------------------------------------------------------------------------------------------
 
 GROWING: dict[str, tuple[Network, tuple[int, ...]]] = {

@@ -447,3 +447,28 @@ def test_other_networks_execute_no_more_than_was_foreseen(way: str, kind: str) -
             assert 0 < outcome.spent.flops < outcome.spent.executed_flops <= foreseen * (1 + 1e-12)
             if way != "per_lane":
                 assert outcome.spent.executed_flops == pytest.approx(foreseen, rel=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("way", WAYS)
+def test_moved_lanes_of_other_networks_do_not_depend_on_their_neighbours(way: str, optimizer: str) -> None:
+    """A unit that begins to speak has the state of one that never did, wherever its lane was laid out before."""
+    width = {"type": "width", "low": 2, "high": 24, "moved_by": "gradient"}
+    plan = plan_of(
+        space=Space.from_dict({"width.0": width, "width.0.0": width}),
+        network=Residual(stages=1, membership="interval"),
+        training=Training(optimizer=optimizer, lr=0.02, momentum=0.5, weight_decay=0.01, epochs=6, batch_size=16),
+        method=Method(kind="bilevel", warmup=2, every=2, lr=0.1),
+        way=way,
+    )
+    first = (0, {"width.0": 4.4, "width.0.0": 6.7})
+    alone, beside = (
+        next(record for record in Trainer(plan).train(bundle(points)) if isinstance(record, Outcome))
+        for points in ([first], [first, (1, {"width.0": 22.0, "width.0.0": 20.5})])
+    )
+    assert alone.error is None
+    for name, value in alone.point.items():
+        assert beside.point[name] == pytest.approx(value, rel=1e-3)
+    assert beside.value == pytest.approx(alone.value, rel=1e-3)
+    if way == "per_lane":
+        assert (beside.point, beside.value) == (alone.point, alone.value)
