@@ -81,10 +81,10 @@ def built(case: str) -> tuple[Realised, Start, tuple[int, ...]]:
     return found, Start(flow=found.flow, gates=tuple(found.gates)), shape
 
 
-def program(way: str, start: Start, gated: bool) -> LoopedLanes | VmappedLanes:
+def program(way: str, start: Start, gated: bool, growth: str = "fresh") -> LoopedLanes | VmappedLanes:
     if way == "per_lane":
-        return LoopedLanes(start, gated=gated, dtype=torch.float64)
-    return VmappedLanes(start, way=way, dtype=torch.float64)
+        return LoopedLanes(start, gated=gated, growth=growth, dtype=torch.float64)
+    return VmappedLanes(start, way=way, growth=growth, dtype=torch.float64)
 
 
 def widths_of(found: Realised, membership: str, sizes: list[list[float]]) -> Widths:
@@ -95,13 +95,15 @@ def widths_of(found: Realised, membership: str, sizes: list[list[float]]) -> Wid
     return Widths(kinds, torch.tensor(sizes, dtype=torch.float64))
 
 
-def journey(way: str, case: str, membership: str, rule: str, *, own: bool = False) -> list[Tensor]:
+def journey(
+    way: str, case: str, membership: str, rule: str, *, own: bool = False, growth: str = "fresh"
+) -> list[Tensor]:
     """What a program answers on a way that narrows and widens its lanes."""
     found, start, shape = built(case)
     gates = len(found.gates)
     paths = [[[2.4, 3.7, 6.2][k % 3]] * gates for k in range(3)]
     widths = widths_of(found, membership, paths)
-    lanes = program(way, start, gated=True)
+    lanes = program(way, start, True, growth)
     reach = [dict(zip(found.gates, lane, strict=True)) for lane in widths.reach()]
     live = [dict(zip(found.gates, lane, strict=True)) for lane in widths.sizes_KG.tolist()]
     lanes.begin([(0, k, 0) for k in range(3)], reach, live)
@@ -111,7 +113,8 @@ def journey(way: str, case: str, membership: str, rule: str, *, own: bool = Fals
         if step % 2 == 0:
             change = [0.0, 2.9, -1.6][step // 2]
             widths = widths_of(found, membership, [[n + change for n in lane] for lane in paths])
-            lanes.regate(widths.grades(), widths.reach(lanes.sizes), widths.sizes_KG)
+            batch = batch_of(shape, 50 + step)
+            lanes.regate(widths.grades(), widths.reach(lanes.sizes), widths.sizes_KG, batch)
         x, y_BO = batch_of(shape, step, 3 if own else 0)
         answers.append(torch.cat(lanes.grade_gradients(x, y_BO), 1))
         lanes.step(x, y_BO)
@@ -259,6 +262,16 @@ def test_one_gate_may_outgrow_its_room_while_another_shrinks(way: str) -> None:
 
 
 # -- growth ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("growth", ["zero", "scaled", "net2net", "gradmax"])
+@pytest.mark.parametrize("case", ["convnet", "residual", "residual of rows"])
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_growing_lanes_agree_in_every_way(way: str, case: str, growth: str) -> None:
+    found, want = (journey(w, case, "interval", "sgd", growth=growth) for w in (way, "per_lane"))
+    for got, right in zip(found, want, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-7, atol=1e-8)
+
 
 GROWING: dict[str, tuple[Network, tuple[int, ...]]] = {
     **{name: CASES[name] for name in ("convnet", "residual", "residual of rows")},
