@@ -1,6 +1,6 @@
 """Does it matter how widths are chosen? Thirteen ways under bounds on the FLOPs of a network, at equal compute.
 
-    python examples/width_study.py --pictures demo             # about 25 minutes on one core
+    python examples/width_study.py --pictures demo             # about 20 minutes on one core
     python examples/width_study.py --quick                     # half a minute: digits, one bound, two seeds
 
 Two hidden layers on UCI digits and, where CONTINUA_DATA has MNIST, on a part of it. Each arm may execute the FLOPs of
