@@ -24,7 +24,7 @@ scales `gradmax`'s gradient by 1 / sqrt(variance + eps), and it takes away the m
 relu has no slope at 0, where `gradmax` puts a unit: it would never wake. Give it `incoming`, a small share of the
 initial weights (such as 1e-3): the output then stays to that order, and half the data wakes the unit.
 
-Nothing here decides who is new, and nothing is drawn: random numbers are passed in. `rested` is the optimiser's side.
+Nothing here decides who is new, and nothing is drawn: random numbers are passed in.
 
 Legend of shape suffixes: N units of a gate, O outputs of a reader, I inputs of a writer, T kernel places, B batch,
 R new units, W numbers of a unit's outgoing weights, C numbers that a unit reads.
@@ -121,17 +121,6 @@ def grown(
         incoming=incoming,
     )
     return GROWTHS[kind](birth)
-
-
-def rested(state: Units, new_N: Tensor) -> Units:
-    """An optimiser's numbers (momentum, moments) after growth: 0 for whatever new units read or write, since a past
-    gradient of a silent or of another unit says nothing about them. Those of copied units stay."""
-    zero = Units(
-        incoming=tuple(map(torch.zeros_like, state.incoming)),
-        outgoing=tuple(map(torch.zeros_like, state.outgoing)),
-        norms=tuple(map(torch.zeros_like, state.norms)),
-    )
-    return _replaced(state, zero, new_N)
 
 
 # -- GradMax's matrix --------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class Membership:
     `start(n, N, t)` gives parameters of real size n > 0: `n` itself where a size is one of them (`sized`), numbers
     per index otherwise. `grades(parameters, N, t, noise)` are [..., N]; `noise` are uniforms in (0, 1), `draws(N)` of
     them in the last axis, or None for the deterministic grades. `size(parameters, N, t)` is the real size [...].
-    `temperature` is where t begins and ends (None: there is none); `prefix`: the members are always the first indices.
+    `temperature` is where t begins and ends (None: there is none).
     """
 
     kind: str
@@ -143,7 +143,6 @@ class Membership:
     grades: Callable[[Parameters, int, float, Tensor | None], Tensor]
     size: Callable[[Parameters, int, float], Tensor]
     sized: bool = True
-    prefix: bool = True
     temperature: tuple[float, float] | None = None
     draws: Callable[[int], int] = lambda _: 0
 
@@ -215,7 +214,6 @@ MEMBERSHIPS: dict[str, Membership] = {
             lambda p, maximum, t, noise: support(cosines(p["f"], maximum), 1 / t),
             lambda p, maximum, t: support(cosines(p["f"], maximum), 1 / t).sum(-1),
             sized=False,
-            prefix=False,
             temperature=(0.1, 0.005),
         ),
         Membership(
@@ -224,7 +222,6 @@ MEMBERSHIPS: dict[str, Membership] = {
             lambda p, maximum, t, noise: support(p["f"], 1 / t),
             lambda p, maximum, t: support(p["f"], 1 / t).sum(-1),
             sized=False,
-            prefix=False,
             temperature=(0.1, 0.005),
         ),
         Membership(
@@ -232,7 +229,6 @@ MEMBERSHIPS: dict[str, Membership] = {
             _start_fuzzy,
             lambda p, maximum, t, noise: fuzzy(p["z"] / t, p["n"]),
             _own_size,
-            prefix=False,
             temperature=(1.0, 0.05),
         ),
         Membership(
@@ -241,7 +237,6 @@ MEMBERSHIPS: dict[str, Membership] = {
             lambda p, maximum, t, noise: concrete(p["log_alpha"], noise),
             lambda p, maximum, t: active(p["log_alpha"]).sum(-1),
             sized=False,
-            prefix=False,
             draws=lambda maximum: maximum,
         ),
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from search_spaces.growth import GROWTHS, SLOPELESS, Units, Window, gradient_matrix, grown, rested
+from search_spaces.growth import GROWTHS, SLOPELESS, Units, Window, gradient_matrix, grown
 from search_spaces.networks import GROWTHS as DECLARED
 
 N, BATCH, OUTPUTS = 6, 8, 3
@@ -381,13 +381,6 @@ def test_a_lane_without_numbers_or_without_a_gradient_still_grows() -> None:
 
 
 # -- the optimiser's side, and faults ----------------------------------------------------------------------------------
-
-
-def test_the_optimisers_numbers_of_new_units_begin_at_zero() -> None:
-    state = Normed().units(3)
-    for old, now in zip(tensors(state), tensors(rested(state, NEW)), strict=True):
-        assert torch.equal(old[~NEW], now[~NEW])
-        assert not now[NEW].any()
 
 
 @pytest.mark.parametrize("kind", GROWTHS)

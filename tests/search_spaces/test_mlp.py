@@ -7,6 +7,7 @@ Legend of shape suffixes: B batch, D inputs, O outputs.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -177,6 +178,19 @@ def test_costs_equal_real_counts(sizes: tuple[int, ...]) -> None:
         functional.cross_entropy(out, y_B).backward()
     total = forward.get_total_flops() + backward.get_total_flops()
     assert mlp_training_flops(INPUTS, sizes, OUTPUTS) * BATCH == total
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_costs_by_name_are_the_closed_forms(sizes: tuple[int, ...]) -> None:
+    network = MLP(layers=len(sizes))
+    costs, named = network.costs((INPUTS,), OUTPUTS), network.named(sizes)
+    assert costs.parameters(named) == mlp_parameters(INPUTS, sizes, OUTPUTS)
+    assert costs.flops(named) == mlp_flops(INPUTS, sizes, OUTPUTS)
+    assert costs.training_flops(named) == mlp_training_flops(INPUTS, sizes, OUTPUTS)
+    widths = [INPUTS, *sizes, OUTPUTS]
+    backward = sum(2 * a * b for a, b in pairwise(widths[1:]))  # through all but the first layer
+    assert costs.grade_flops(named) == costs.flops(named) + backward
+    assert costs.activation_bytes(named) == 4 * (2 * sum(sizes) + OUTPUTS)
 
 
 @pytest.mark.parametrize("cost", [mlp_parameters, mlp_flops, mlp_training_flops])
