@@ -247,6 +247,45 @@ def regated(sizes: list[int]) -> tuple[list[Tensor], list[tuple[int, ...]], Tens
     return widths.grades(), [(8, 8)] * len(sizes), widths.sizes_KG
 
 
+@pytest.mark.parametrize("way", ["dense", *WAYS])
+def test_a_unit_that_begins_to_speak_takes_adams_first_step(way: str) -> None:
+    """Its numbers move by the learning rate, as bias correction has it, however long its neighbours have trained."""
+    lr, adam = 0.01, Rule(kind="adam", uses=frozenset({"lr", "beta1", "beta2"}))
+    shape, sizes = ((5,), [[3.0, 8.0], [4.0, 8.0]])
+    kinds = [GateKind(name=f"width.{g}", maximum=8, scale=(1.0, 8.0, True)) for g in range(2)]
+    before, after = (Widths(kinds, torch.tensor([n], dtype=torch.float64)) for n in sizes)
+    lanes: Any
+    if way == "dense":
+        lanes = DenseProgram(
+            DenseShape(inputs=5, outputs=OUTPUTS, maxima=(8, 8)), BATCH, gated=True, dtype=torch.float64
+        )
+        lanes.begin([(0, 0, 0)], before.reach(), sizes[:1])
+    else:
+        network = Residual(stages=1, blocks=1, width=8, norm="none", activation="tanh")
+        flow = realise(network, shape, OUTPUTS).flow
+        assert flow is not None
+        lanes = program(way, Start(flow=flow, gates=("width.0.0", "width.0")), gated=True)
+        lanes.begin([(0, 0, 0)], [{"width.0.0": 8, "width.0": 8}], [{"width.0.0": 3.0, "width.0": 8.0}])
+    hypers = {"lr": lr, "beta1": 0.9, "beta2": 0.999}
+    lanes.attach(adam, {name: torch.tensor([value], dtype=torch.float64) for name, value in hypers.items()})
+    lanes.regate(before.grades(), before.reach(lanes.sizes), before.sizes_KG)
+
+    def weights() -> Tensor:
+        module = lanes.module(0)
+        path = "linears.0.weight" if way == "dense" else "blocks.0.first.weight"
+        return module.get_parameter(path).detach()[3].clone()
+
+    for step in range(30):
+        x, y_BO = batch_of(shape, step)
+        lanes.step(functional.pad(x, (1, 0), value=1.0) if way == "dense" else x, y_BO)
+    lanes.regate(after.grades(), after.reach(lanes.sizes), after.sizes_KG)
+    start = weights()
+    x, y_BO = batch_of(shape, 99)
+    lanes.step(functional.pad(x, (1, 0), value=1.0) if way == "dense" else x, y_BO)
+    moved = (weights() - start).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, lr), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_one_gate_may_outgrow_its_room_while_another_shrinks(way: str) -> None:
     found, start, shape = built("convnet")
