@@ -26,19 +26,19 @@ from search_spaces.flow import Use
 from search_spaces.materialise import kept_units, narrowed, pruned
 from search_spaces.realise import draws
 from search_spaces.width import HeldGate, gates_of
-from trials.lanes.growing import Growing, Lane
+from trials.lanes.growing import Growing
 from trials.lanes.initial import Identity, Start, is_fixed
 from trials.lanes.layout import Layout
-from trials.lanes.masks import newcomers, rest, silenced, speaking
 from trials.lanes.places import Places, cut, paste, places
 from trials.lanes.program import in_chunks, loss_of, still
+from trials.lanes.regating import Regated
 from trials.noise import fold
 from trials.optimisers import Optimiser, Rule
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
-class LoopedLanes:
+class LoopedLanes(Regated):
     """K lanes of one network.
 
     Args:
@@ -77,7 +77,7 @@ class LoopedLanes:
         self._home = [
             self.start.weights(identity, lane, like) for identity, lane in zip(identities, self.live, strict=True)
         ]
-        self._members: list[dict[str, Tensor]] = []
+        self._members = []
         self._home_state: list[dict[str, dict[str, Tensor]]] = [{} for _ in identities]
         self._lay(sizes)
 
@@ -89,22 +89,21 @@ class LoopedLanes:
         self.places = [places(self.flow, units, self.device) for units in kept]
         names = [[name for name, _ in module.named_parameters()] for module in self.modules]
         self.names = names[0]
-        self._part = {name: i for i, name in enumerate(self.names)}
         shapes = [[(p.numel(), 1) for p in module.parameters()] for module in self.modules]
         self.layout = Layout(shapes)
-        self.weights_T = self.layout.zeros(self.device, self.dtype)
+        self.weights = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
         for lane, module in enumerate(self.modules):
             owners = _owners(module)
             for i, (path, parameter) in enumerate(list(module.named_parameters())):
-                view = self._view(self.weights_T, lane, i).view(parameter.shape)
+                view = self._view(self.weights, lane, i).view(parameter.shape)
                 home = self._home[lane].get(path)
                 view.copy_(parameter.detach() if home is None else cut(home, self.places[lane].get(path)))
                 new = nn.Parameter(view)
                 new.grad = self._view(self.gradients_T, lane, i).view(parameter.shape)
                 for owner, name in owners[id(parameter)]:
                     setattr(owner, name, new)
-        self.alive_T: Tensor | None = None
+        self.alive = None
 
     def _kept(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
         if self._fixed and self.gated:
@@ -127,7 +126,7 @@ class LoopedLanes:
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
         spread = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
-        self.optimiser = Optimiser(rule, spread, self.weights_T)
+        self.optimiser = Optimiser(rule, spread, self.weights)
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -138,64 +137,26 @@ class LoopedLanes:
             for i, name in enumerate(self.names):
                 if (rate := rates.get(name, 1.0)) != 1.0:
                     self._view(lr_T, lane, i).mul_(rate)
-        self.optimiser.hyper["lr"] = lr_T if self.alive_T is None else lr_T * self.alive_T
+        self.optimiser.hyper["lr"] = lr_T if self.alive is None else lr_T * self.alive
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
-    def regate(
-        self,
-        grades: Sequence[Tensor],
-        reach: Sequence[tuple[int, ...]],
-        live: Tensor,
-        batch: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        if self.alive_T is not None:
-            self.optimiser.forget(self.alive_T)  # whatever they gathered while they rested
-        self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
+    def _make_room(self, reach: Sequence[tuple[int, ...]]) -> None:
         if not self._fixed and list(reach) != self.sizes:
             self._relay(reach)
-        growing = self._growing if self._members else None
-        # a gradient for growth is that of the network as it was
-        self.sample(silenced(self.gates, grades, self._members) if growing else grades)
-        alive_T = torch.ones_like(self.weights_T)
-        members: list[dict[str, Tensor]] = []
-        for lane in range(len(self.modules)):
-            laid = self.sizes[lane]
-            member = {name: grades[g][lane, : laid[g]] > 0 for g, name in enumerate(self.gates)}
-            for name, rows_O, columns_I in speaking(self.flow.uses, member):
-                if name in self._part:
-                    rest(self._view(alive_T, lane, self._part[name]), rows_O, columns_I)
-            if self._members:
-                for path, new in newcomers(self.flow.uses, self._members[lane], member):
-                    norm = self.modules[lane].get_submodule(path)
-                    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-                        norm.running_mean[new], norm.running_var[new] = 0.0, 1.0  # type: ignore[index]
-                if growing is not None:
-                    growing.grow(self._as_lane(lane, member, grades), self._batch_of(lane, batch))
-            members.append(member)
-        if growing is not None:
-            self.sample(grades)
-        self._members = members
-        self.alive_T = alive_T
-        self._set_rates()
-        self.optimiser.forget(alive_T)
 
-    def _as_lane(self, lane: int, now: Mapping[str, Tensor], grades: Sequence[Tensor]) -> Lane:
-        """A lane as growth sees it."""
-        module, identity, place = self.modules[lane], self.identities[lane], self.places[lane]
-        views = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
-        return Lane(
-            views=views,
-            initial=self.start.initial(identity, self.born[lane], views, place),
-            identity=identity,
-            module=module,
-            before=self._members[lane],
-            now=now,
-            grades={name: grades[g][lane, : len(now[name])] for g, name in enumerate(self.gates)},
-        )
+    def _parts(self, buffer: Tensor, lane: int) -> dict[str, Tensor]:
+        named = self.modules[lane].named_parameters()
+        return {name: self._view(buffer, lane, i).view(p.shape) for i, (name, p) in enumerate(named)}
 
-    def _batch_of(self, lane: int, batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        return None if batch is None else (self._own(batch[0], lane), batch[1])
+    def _buffers_of(self, lane: int) -> dict[str, Tensor]:
+        return dict(self.modules[lane].named_buffers())
+
+    def _places_of(self, lane: int) -> Mapping[str, Places]:
+        return self.places[lane]
+
+    def _as_module(self, lane: int) -> nn.Module:
+        return self.modules[lane]
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         for lane, module in enumerate(self.modules):
@@ -211,7 +172,7 @@ class LoopedLanes:
         for lane, module in enumerate(self.modules):
             for i, name in enumerate(self.names):
                 place = self.places[lane].get(name)
-                self._go_home(self._home[lane], name, self._view(self.weights_T, lane, i), module, place)
+                self._go_home(self._home[lane], name, self._view(self.weights, lane, i), module, place)
                 for slot, state_T in self.optimiser.state.items():
                     state = self._home_state[lane].setdefault(slot, {})
                     self._go_home(state, name, self._view(state_T, lane, i), module, place, slot)
@@ -249,7 +210,7 @@ class LoopedLanes:
             for lane, module in enumerate(self.modules):
                 with self._luck("step", lane):
                     torch.autograd.backward(loss_of(self.loss, module(self._own(x, lane)), y_BO))
-        self.optimiser.step(self.weights_T, self.gradients_T)
+        self.optimiser.step(self.weights, self.gradients_T)
         self._steps += 1
 
     @contextlib.contextmanager
@@ -261,9 +222,6 @@ class LoopedLanes:
                 seed, number, replicate = self.identities[lane]
                 torch.manual_seed(fold(seed, f"layers {purpose}", number, replicate, self._steps) >> 1)
             yield
-
-    def _own(self, x: Tensor, lane: int) -> Tensor:
-        return x[lane] if x.dim() > self.flow.example.dim() else x
 
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
         found = [

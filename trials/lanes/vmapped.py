@@ -25,17 +25,17 @@ from torch.nn import functional
 
 from search_spaces.materialise import kept_units, narrowed
 from search_spaces.width import gates_of
-from trials.lanes.growing import Growing, Lane
+from trials.lanes.growing import Growing
 from trials.lanes.initial import Identity, Start, is_fixed
-from trials.lanes.masks import newcomers, rest, silenced, speaking
-from trials.lanes.places import cut, places
+from trials.lanes.places import Places, cut, places
 from trials.lanes.program import in_chunks, loss_of
+from trials.lanes.regating import Regated
 from trials.optimisers import Optimiser, Rule
 
 Values = dict[str, Tensor]
 
 
-class VmappedLanes:
+class VmappedLanes(Regated):
     """K lanes of one network, laid out at one shape: each gate's greatest size among the lanes, as a power of two."""
 
     def __init__(
@@ -62,7 +62,7 @@ class VmappedLanes:
     ) -> None:
         """Fresh lanes with room for `sizes` by gate, initialised for the real sizes `live`."""
         self.born = self.live = [dict(lane) for lane in live or sizes]
-        self._members: list[dict[str, Tensor]] = []
+        self._members = []
         self.identities, self.lanes = list(identities), len(identities)
         self._lay(sizes)
 
@@ -73,8 +73,8 @@ class VmappedLanes:
         self.net = lane_ready(plain, self.way).to(self.device, self.dtype).train()
         like = torch.zeros((), dtype=self.dtype, device=self.device)
         shapes = dict(self.net.named_parameters())
-        self.weights_KP = torch.zeros(self.lanes, sum(p.numel() for p in shapes.values()), dtype=self.dtype).to(like)
-        self.views = self._views(self.weights_KP)
+        self.weights = torch.zeros(self.lanes, sum(p.numel() for p in shapes.values()), dtype=self.dtype).to(like)
+        self.views = self._views(self.weights)
         place = places(self.flow, kept, self.device)
         for k, (identity, lane) in enumerate(zip(self.identities, self.born, strict=True)):
             fresh = self.start.weights(identity, lane, like)
@@ -88,7 +88,7 @@ class VmappedLanes:
             gate.name: [path for path, m in self.net.named_modules(remove_duplicate=False) if m is gate]
             for gate in gates_of(self.net).values()
         }
-        self._alive_KP: Tensor | None = None
+        self.alive = None
         self._compile()
 
     def _class(self, sizes: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -129,7 +129,8 @@ class VmappedLanes:
     def _spread(self, gates: Values) -> Values:
         return {f"{path}.m": m for name, m in gates.items() for path in self._gate_names[name]}
 
-    def _own(self, x: Tensor) -> int:
+    def _apart(self, x: Tensor) -> int:
+        """1 where each lane has a batch of its own, else 0."""
         return int(x.dim() > self.flow.example.dim())
 
     # -- optimiser ---------------------------------------------------------------------------------------------------
@@ -137,76 +138,37 @@ class VmappedLanes:
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
         self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
-        spread = {name: values.unsqueeze(1).expand_as(self.weights_KP) for name, values in self.hyper.items()}
-        self.optimiser = Optimiser(rule, spread, self.weights_KP)
+        spread = {name: values.unsqueeze(1).expand_as(self.weights) for name, values in self.hyper.items()}
+        self.optimiser = Optimiser(rule, spread, self.weights)
         self._set_rates()
 
     def _set_rates(self) -> None:
-        lr_KP = self.hyper["lr"].unsqueeze(1).expand_as(self.weights_KP).clone()
+        lr_KP = self.hyper["lr"].unsqueeze(1).expand_as(self.weights).clone()
         views = self._views(lr_KP)
         for k, sizes in enumerate(self.live):
             for name, rate in self.start.rates(sizes).items():
                 if name in views and rate != 1.0:
                     views[name][k].mul_(rate)
-        self.optimiser.hyper["lr"] = lr_KP if self._alive_KP is None else lr_KP * self._alive_KP
+        self.optimiser.hyper["lr"] = lr_KP if self.alive is None else lr_KP * self.alive
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
-    def regate(
-        self,
-        grades: Sequence[Tensor],
-        reach: Sequence[tuple[int, ...]],
-        live: Tensor,
-        batch: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Take new grades; a lane that outgrows the class lays all of them anew, at their greatest sizes."""
-        if self._alive_KP is not None:
-            self.optimiser.forget(self._alive_KP)  # whatever they gathered while they rested
-        self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
+    def _make_room(self, reach: Sequence[tuple[int, ...]]) -> None:
+        """A lane that outgrows the class lays all of them anew, at their greatest sizes."""
         if any(n > room for lane in reach for n, room in zip(lane, self.sizes[0], strict=True)):
             self._relay(reach)
-        growing = self._growing if self._members else None
-        # a gradient for growth is that of the network as it was
-        self.sample(silenced(self.gates, grades, self._members) if growing else grades)
-        alive_KP = torch.ones_like(self.weights_KP)
-        members: list[dict[str, Tensor]] = []
-        views = self._views(alive_KP)
-        for k in range(self.lanes):
-            member = {g: m[k, : self.sizes[0][i]] > 0 for i, (g, m) in enumerate(zip(self.gates, grades, strict=True))}
-            for name, rows_O, columns_I in speaking(self.flow.uses, member):
-                if name in views:
-                    rest(views[name][k], rows_O, columns_I)
-            if self._members:
-                for path, new in newcomers(self.flow.uses, self._members[k], member):
-                    for name, start in (("running_mean", 0.0), ("running_var", 1.0)):
-                        if f"{path}.{name}" in self.buffers:
-                            self.buffers[f"{path}.{name}"][k][new] = start
-                if growing is not None:
-                    growing.grow(self._as_lane(k, member, grades), self._batch_of(k, batch))
-            members.append(member)
-        if growing is not None:
-            self.sample(grades)
-        self._members = members
-        self._alive_KP = alive_KP
-        self._set_rates()
-        self.optimiser.forget(alive_KP)
 
-    def _as_lane(self, k: int, now: Mapping[str, Tensor], grades: Sequence[Tensor]) -> Lane:
-        """A lane as growth sees it."""
-        views = {name: value[k] for name, value in (*self.views.items(), *self.buffers.items())}
-        place = places(self.flow, kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True))), self.device)
-        return Lane(
-            views=views,
-            initial=self.start.initial(self.identities[k], self.born[k], views, place),
-            identity=self.identities[k],
-            module=self.module(k),
-            before=self._members[k],
-            now=now,
-            grades={name: grades[g][k, : len(now[name])] for g, name in enumerate(self.gates)},
-        )
+    def _parts(self, buffer: Tensor, lane: int) -> dict[str, Tensor]:
+        return {name: view[lane] for name, view in self._views(buffer).items()}
 
-    def _batch_of(self, k: int, batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        return None if batch is None else (batch[0][k] if self._own(batch[0]) else batch[0], batch[1])
+    def _buffers_of(self, lane: int) -> dict[str, Tensor]:
+        return {name: buffer[lane] for name, buffer in self.buffers.items()}
+
+    def _places_of(self, lane: int) -> Mapping[str, Places]:
+        return places(self.flow, kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True))), self.device)
+
+    def _as_module(self, lane: int) -> nn.Module:
+        return self.module(lane)
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         """Take random grades for the coming step."""
@@ -243,9 +205,9 @@ class VmappedLanes:
 
     def step(self, x: Tensor, y_BO: Tensor) -> None:
         """One training step of every lane's weights."""
-        found, seen = self._gradients[self._own(x)](self.views, self.buffers, x, y_BO)
+        found, seen = self._gradients[self._apart(x)](self.views, self.buffers, x, y_BO)
         flat_KP = torch.cat([found[name].reshape(self.lanes, -1) for name in self.views], 1)
-        self.optimiser.step(self.weights_KP, flat_KP)
+        self.optimiser.step(self.weights, flat_KP)
         for path, (mean_KN, variance_KN) in seen.items():
             norm = self.net.get_submodule(path)
             assert isinstance(norm, LaneBatchNorm)
@@ -255,7 +217,7 @@ class VmappedLanes:
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
         """d(lane loss on this batch)/d(grade), [K, N] a gate."""
         gates = {name: self.buffers[f"{paths[0]}.m"] for name, paths in self._gate_names.items()}
-        found = self._gate_gradients[self._own(x)](gates, self.views, self.buffers, x, y_BO)
+        found = self._gate_gradients[self._apart(x)](gates, self.views, self.buffers, x, y_BO)
         whole = [self.flow.groups[gate].size for gate in self.gates]
         return [functional.pad(found[g], (0, n - found[g].shape[1])) for g, n in zip(self.gates, whole, strict=True)]
 
