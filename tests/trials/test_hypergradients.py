@@ -20,6 +20,7 @@ from search_spaces.membership import MEMBERSHIPS, annealed
 from search_spaces.mlp import ACTIVATION_MODULES
 from search_spaces.networks import ACTIVATIONS, MLP
 from trials.architecture import Architecture
+from trials.fused import FusedRun
 from trials.hypergradients import Method
 from trials.hypergradients.moves import Moves
 from trials.lanes.dense import DenseShape
@@ -27,6 +28,7 @@ from trials.lanes.gated import DenseProgram
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.records import Bundle, Outcome, Report, Trial
+from trials.reproduce import plain_of
 from trials.tasks import Split, load
 from trials.train import Trainer
 from trials.training import Training
@@ -404,17 +406,30 @@ def test_no_membership_leaves_the_range_of_its_width(membership: str, pull: floa
 
 
 def test_replicates_are_measured_whole_each_at_its_own_sizes() -> None:
-    """Their sizes part; the rounded value is the mean of what each is worth at its own whole sizes."""
-    plan = plan_of("bilevel", seeds=3, network=MLP(layers=2, membership="interval"), penalty={"parameters": 1e-4})
-    method = Method(kind="bilevel", warmup=0, every=1, lr=0.1)
-    plan = replace(plan, method=method)
-    (outcome, *_) = outcomes(trained(plan, ((3.3, 7.5),)))
-    alone = [
-        outcomes(list(Trainer(plan).train(Bundle(search_id="s", id="b", generation=0, trials=(trial,)))))[0]
-        for trial in [Trial(search_id="s", number=0, point={"width.0": 3.3, "width.1": 7.5})]
-    ]
-    assert alone[0].metrics == outcome.metrics
-    assert math.isfinite(outcome.metrics["rounded_value"])
+    """Their sizes part; the rounded value is the mean of what each one's plain network is worth, priced at its size."""
+    method, weight = Method(kind="bilevel", warmup=0, every=1, lr=0.1), 1e-3
+    network = MLP(layers=2, membership="interval")
+    plan = plan_of("bilevel", seeds=3, network=network, method=method, penalty={"parameters": weight})
+    trial = Trial(search_id="s", number=0, point={"width.0": 3.3, "width.1": 7.5})
+    lanes = FusedRun(
+        plan,
+        Bundle(search_id="s", id="b", generation=0, trials=(trial,)),
+        Trainer(plan).rows,
+        torch.device("cpu"),
+    )
+    (outcome,) = outcomes(list(lanes.records()))
+    sizes = [[int(n + 0.5) for n in lane] for lane in lanes.sizes_KG.tolist()]
+    assert len({tuple(lane) for lane in sizes}) > 1
+    assert plan.task is not None
+    x, y = (torch.from_numpy(part) for part in (plan.task.selection.x, plan.task.selection.y))
+    worths = []
+    for k, (a, b) in enumerate(sizes):
+        narrow = plain_of(lanes.program.module(k), torch.zeros(2, INPUTS), {"width.0": a, "width.1": b})
+        parameters = sum(p.numel() for p in narrow.parameters())
+        assert parameters == 5 * a + (a + 1) * b + (b + 1) * 3
+        with torch.no_grad():
+            worths.append(float(functional.cross_entropy(narrow(x).double(), y)) + weight * parameters)
+    assert outcome.metrics["rounded_value"] == pytest.approx(np.mean(worths), rel=1e-6)
 
 
 def test_a_penalty_makes_moved_sizes_smaller() -> None:
