@@ -24,10 +24,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from search_spaces.blocks import branches
+from search_spaces.cell_flow import CellFlow
+from search_spaces.extent import Extent
 from search_spaces.faults import Invalid
 from search_spaces.functional_norms import as_modules
 from search_spaces.norms import MaskedNorm
-from search_spaces.width import Gate, GateRow
+from search_spaces.stride import Stride
+from search_spaces.width import Acting, Gate, gates_of
 
 KNOWING = (
     ", and use a norm that knows the gate, MaskedLayerNorm of search_spaces.norms, or let make_continuous place both."
@@ -102,7 +106,7 @@ class Use:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Gate | GateRow | MaskedNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Gate | Acting | MaskedNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Untraceable(Invalid):
@@ -122,6 +126,9 @@ class Flow:
         groups: the gated groups by name.
         faults: what forbids a gate where it is, in sentences.
         unknown: the operations through which channels cannot be followed, by what they are called.
+        axes: how far the axes of each tensor have shrunk by real strides.
+        shares: the grades of blocks and edges that each operation stands or falls with.
+        gates: all gates by name; `sizes` their greatest sizes.
 
     Raises:
         Untraceable: when torch.fx cannot trace it.
@@ -134,9 +141,17 @@ class Flow:
         self.graph = traced(module)
         self.example = example
         _propagate_shapes(self.graph, example)
+        self.axes: dict[fx.Node, dict[int, Extent]] = {}
+        faults: list[str] = []
+        if any(isinstance(child, Stride) for child in self.graph.modules()):
+            cells = CellFlow(self.graph)
+            self.axes, faults = cells.axes, cells.faults
+            _propagate_shapes(self.graph, example)
+        self.shares = branches(self.graph)
+        self.gates = gates_of(self.graph)
         self.values: dict[fx.Node, Value] = {}
         self.uses: list[Use] = []
-        self.faults: list[str] = []
+        self.faults = faults
         self.unknown: dict[fx.Node, str] = {}
         self.silencers: dict[fx.Node, str] = {}  # how a node treats zeros: gate, keep, both, either, break
         for node in self.graph.graph.nodes:
@@ -259,6 +274,7 @@ class Opaque(Flow):
     def __init__(self, module: nn.Module, gates: Mapping[str, Gate], example: Tensor) -> None:
         self.graph, self.example = module, example  # type: ignore[assignment]
         self.values, self.uses, self.faults, self.unknown = {}, [], [], {}
+        self.axes, self.shares, self.gates = {}, {}, dict(gates)
         self.groups = {name: Group(gate.maximum, name, gate=name) for name, gate in gates.items()}
 
 
@@ -284,7 +300,9 @@ class _Shapes(ShapeProp):
     """A gate changes no shape, and one that does not fit is judged by its rule, with all others."""
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return args[0] if isinstance(self.fetch_attr(target), Gate) else super().call_module(target, args, kwargs)
+        return (
+            args[0] if isinstance(self.fetch_attr(target), Gate | Stride) else super().call_module(target, args, kwargs)
+        )
 
 
 def _propagate_shapes(graph: fx.GraphModule, example: Tensor) -> None:

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from search_spaces.blocks import Mix, Passing
+from search_spaces.cells import CellFloor, CellMean, Cells
 from search_spaces.flow import Flow, Group, Segment, Use, Value, shape_of, source_of
 from search_spaces.norm_rules import NORM_RULES
+from search_spaces.stride import Stride
 from search_spaces.width import Gate, GateRow
 
 Rule = Callable[[Flow, fx.Node, Any], Value | None]
@@ -237,6 +240,17 @@ def _grouped(
     return Value(shape, 1, outputs, learnt=True)
 
 
+def _mix(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    """Tensors that are added up, or of which one takes the other's place."""
+    result = _combined(flow, node)
+    flow.silencers[node] = "both"
+    return result
+
+
+def _cell_mean(flow: Flow, node: fx.Node, mean: Any) -> Value | None:
+    return _over(flow, node, list(mean.dims), mean.keepdim)
+
+
 def _gate_row(flow: Flow, node: fx.Node, row: Any) -> Value | None:
     _, value = source_of(flow, node)
     gates = iter(row.gates)
@@ -423,9 +437,14 @@ def _reshape(flow: Flow, node: fx.Node, module: Any) -> Value | None:
 
 
 def _mean(flow: Flow, node: fx.Node, _: Any) -> Value | None:
-    _, value = source_of(flow, node)
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)) is True
+    return _over(flow, node, dims, keep)
+
+
+def _over(flow: Flow, node: fx.Node, dims: Any, keep: bool) -> Value | None:
+    """What is left of a tensor over some of whose axes a mean was taken."""
+    _, value = source_of(flow, node)
     if isinstance(dims, int):
         dims = (dims,)
     if value.segments is None or not isinstance(dims, list | tuple):
@@ -462,6 +481,9 @@ def _permute(flow: Flow, node: fx.Node, _: Any) -> Value | None:
 MODULE_RULES: list[tuple[Any, Rule]] = [
     (Gate, _gate),
     (GateRow, _gate_row),
+    ((Passing, Mix), _mix),
+    ((Stride, Cells, CellFloor), _keep),
+    (CellMean, _cell_mean),
     (nn.Linear, _linear),
     ((nn.Conv1d, nn.Conv2d), _conv),
     *NORM_RULES,

@@ -4,8 +4,7 @@
     >>> plain = materialise(flow, {"width.0": 17})       # at sizes given
 
 The result is a `torch.fx.GraphModule` of ordinary torch.nn layers with no trace of continua. At whole sizes its outputs
-are the relaxed network's. `costs_of` is the cost of any size before anything is pruned.
-"""
+are the relaxed network's."""
 
 from __future__ import annotations
 
@@ -17,42 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from search_spaces.cost import Channels, Costs, LayerCost
-from search_spaces.faults import Invalid, unknown
+from search_spaces.blocks import module_of, settle
+from search_spaces.cells import CellBatchNorm
+from search_spaces.faults import Invalid
 from search_spaces.flow import Flow, Segment, Untraceable, Use
+from search_spaces.kept import Size, kept_units, members, roles_of, strides_of, wanted_sizes
 from search_spaces.norms import MaskedNorm
-from search_spaces.width import Gate, GateRow, HeldGate, WidthGate, gates_of, held
+from search_spaces.strided import lay_out, make_whole
+from search_spaces.width import Gate, GateRow, HeldGate, gates_of, held
 
 
 class MaskedExport(UserWarning):
     """A network that cannot be traced was exported with its masks: whole in size, the same in its outputs."""
 
 
-def whole(n: float, maximum: int) -> int:
-    """The nearest whole size in 1 .. N, halves up."""
-    return max(1, min(int(n + 0.5), maximum))
-
-
-def members(gate: Gate, size: int) -> Tensor:
-    """The indices of the `size` surest members, rising; lower indices first among equals."""
-    training = gate.training
-    try:
-        grades = gate.eval().grades().detach()  # without noise: who is a member is no matter of chance
-    finally:
-        gate.train(training)
-    order = torch.argsort(grades, descending=True, stable=True)
-    return order[:size].sort().values
-
-
-def sizes_of(module: nn.Module) -> dict[str, int]:
-    """The whole size nearest to each width gate's real one."""
-    return {
-        name: whole(float(gate.size().detach()), gate.maximum) if isinstance(gate, WidthGate) else gate.maximum
-        for name, gate in gates_of(module).items()
-    }
-
-
-def materialise(flow: Flow, sizes: Mapping[str, int] | None = None) -> fx.GraphModule:
+def materialise(flow: Flow, sizes: Mapping[str, Size] | None = None) -> fx.GraphModule:
     """The plain network at whole `sizes` (default: the gates' own, rounded), in the mode of the relaxed one.
 
     Raises:
@@ -66,33 +44,48 @@ def materialise(flow: Flow, sizes: Mapping[str, int] | None = None) -> fx.GraphM
 
 
 def pruned(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The plain network of the `kept` units, as they are numbered in each gate's group."""
+    """The plain network of what is `kept`: of each gate's units, blocks or edges, and a stride's whole value."""
     plain = copy.deepcopy(flow.graph)
+    settle(plain, kept)
     for node in list(plain.graph.nodes):
-        if node.op == "call_module" and isinstance(plain.get_submodule(node.target), Gate | GateRow):
+        if isinstance(module_of(plain, node), Gate | GateRow):
             node.replace_all_uses_with(node.args[0])
             plain.graph.erase_node(node)
-    for use in {use.path: use for use in reversed(flow.uses)}.values():
-        prune(plain, use, kept)
+    _prune_all(plain, flow, kept)
+    make_whole(plain, strides_of(flow, kept))
     plain.delete_all_unused_submodules()
     plain.recompile()
     return plain
 
 
 def narrowed(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The relaxed network of the `kept` units alone: pruned, but with its gates, each held and of as many units."""
-    narrow = copy.deepcopy(flow.graph)
-    new = {name: HeldGate(name, len(kept[name]), gate.dim) for name, gate in gates_of(narrow).items() if name in kept}
+    """The relaxed network of the `kept` units and blocks alone: pruned, but with its gates, each held and of as many;
+    maps are cropped to what whole strides leave of them."""
+    narrow, roles = copy.deepcopy(flow.graph), roles_of(flow.graph)
+    counts = {
+        name: len(kept[name]) if roles[name] in ("width", "depth") else g.maximum for name, g in flow.gates.items()
+    }
+    settle(narrow, {name: units for name, units in kept.items() if roles[name] == "depth"}, drop_only=True)
+    new = {name: HeldGate(name, count, flow.gates[name].dim) for name, count in counts.items()}
     for path, gate in list(narrow.named_modules(remove_duplicate=False)):
-        if isinstance(gate, Gate) and gate.name in new:
+        if isinstance(gate, Gate):
             owner, _, name = path.rpartition(".")
-            narrow.get_submodule(owner).add_module(name, new[gate.name])
-    for use in {use.path: use for use in reversed(flow.uses)}.values():
-        prune(narrow, use, kept)
+            narrow.get_submodule(owner)._modules[name] = new[gate.name]  # a list of modules takes no name
+    _prune_all(narrow, flow, kept)
+    lay_out(narrow, strides_of(flow, kept))
+    narrow.delete_all_unused_submodules()
+    narrow.recompile()
     return narrow
 
 
-def masked(module: nn.Module, sizes: Mapping[str, int] | None = None) -> nn.Module:
+def _prune_all(graph: fx.GraphModule, flow: Flow, kept: Mapping[str, Tensor]) -> None:
+    """Cut the weights of every layer that is still used."""
+    used = {str(node.target) for node in graph.graph.nodes}
+    for use in {use.path: use for use in reversed(flow.uses) if use.path in used}.values():
+        prune(graph, use, kept)
+
+
+def masked(module: nn.Module, sizes: Mapping[str, Size] | None = None) -> nn.Module:
     """The module with every gate's grades fixed at 0 and 1: what can be exported of a network that cannot be traced."""
     warnings.warn(
         MaskedExport(
@@ -102,43 +95,27 @@ def masked(module: nn.Module, sizes: Mapping[str, int] | None = None) -> nn.Modu
         stacklevel=2,
     )
     fixed, gates = held(module), gates_of(module)
-    sizes = _wanted(module, gates, sizes)
+    wanted, roles = wanted_sizes(module, sizes), roles_of(module)
     for name, gate in gates_of(fixed).items():
         assert isinstance(gate, HeldGate)
-        grades = gates[name].grades().detach()
-        gate.m = torch.zeros_like(grades)
-        gate.m[members(gates[name], sizes[name])] = 1.0
+        size = wanted[name]
+        gate.m = torch.zeros_like(gates[name].grades().detach())
+        if isinstance(size, tuple):
+            gate.m[list(size)] = 1.0
+        elif roles[name] == "stride":
+            gate.m.fill_(float(size))
+        else:
+            gate.m[members(gates[name], size)] = 1.0
     return fixed
 
 
-def plain(module: nn.Module, example: Tensor, sizes: Mapping[str, int] | None = None) -> nn.Module:
+def plain(module: nn.Module, example: Tensor, sizes: Mapping[str, Size] | None = None) -> nn.Module:
     """The plain network of any module with gates; one that cannot be traced is masked, with a warning."""
     try:
         flow = Flow(module, example)
     except Untraceable:
         return masked(module, sizes)
     return materialise(flow, sizes)
-
-
-def kept_units(flow: Flow, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
-    """The units of each gate's group that are kept. Raises `Invalid` for sizes that no gate has."""
-    gates = gates_of(flow.graph)
-    wanted = _wanted(flow.graph, gates, sizes)
-    return {name: members(gates[name], wanted[name]) for name in flow.groups}
-
-
-def _wanted(module: nn.Module, gates: Mapping[str, Gate], sizes: Mapping[str, int] | None) -> dict[str, int]:
-    """The whole size of each gate: as given, or its own."""
-    wanted = {**sizes_of(module), **(sizes or {})}
-    faults = [unknown("sizes", name, gates, "gate") for name in wanted if name not in gates]
-    faults += [
-        f"sizes.{name}: must lie in 1 .. {gate.maximum}, but got {wanted[name]}."
-        for name, gate in gates.items()
-        if not 1 <= wanted[name] <= gate.maximum
-    ]
-    if faults:
-        raise Invalid(faults)
-    return wanted
 
 
 def places_of(segments: tuple[Segment, ...], kept: Mapping[str, Tensor]) -> Tensor:
@@ -216,6 +193,8 @@ def _pruned_norm(norm: nn.Module, out: Tensor) -> nn.Module:
         new = nn.LayerNorm(len(out), norm.eps, norm.elementwise_affine, bias=norm.bias is not None)
     elif isinstance(norm, nn.RMSNorm):
         new = nn.RMSNorm(len(out), norm.eps, norm.elementwise_affine)
+    elif isinstance(norm, CellBatchNorm):
+        new = CellBatchNorm(norm, norm.axes, [gate for gate in norm.gates if isinstance(gate, Gate)], len(out))
     else:
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         new = type(norm)(len(out), norm.eps, norm.momentum, norm.affine, track_running_stats=norm.track_running_stats)
@@ -242,75 +221,3 @@ def _check_shapes(plain: fx.GraphModule, flow: Flow) -> None:
             ]
         ) from error
     plain.train(mode)
-
-
-# -- cost --------------------------------------------------------------------------------------------------------------
-
-#: what a tensor's node must not be for its numbers to count: views, and what is nothing once trained
-UNWRITTEN = (Gate, GateRow, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten)
-UNWRITTEN_NAMES = (
-    "flatten",
-    "view",
-    "reshape",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "contiguous",
-    "expand_as",
-    "dropout",
-)
-
-
-def costs_of(flow: Flow) -> Costs:
-    """The network's costs as a function of its widths."""
-    rows: list[LayerCost] = []
-    seen: set[str] = set()
-    for use in flow.uses:
-        own = use.trained and use.path not in seen
-        seen.add(use.path)
-        rows.append(
-            LayerCost(
-                use.path,
-                use.kind,
-                channels_of(use.inputs),
-                channels_of(use.outputs),
-                use.taps,
-                use.positions,
-                use.bias,
-                own,
-                not use.learnt,
-            )
-        )
-    if fixed := _unfollowed(flow, seen):
-        rows.append(LayerCost("network", "parameter", ((None, 1, 1),), ((None, fixed, 1),)))
-    for node, value in flow.values.items():
-        if node.op == "placeholder" or _unwritten(flow, node):
-            continue
-        segments = value.segments
-        channels = channels_of(segments) if segments is not None else ((None, 1, 1),)
-        positions = value.positions
-        rows.append(LayerCost(node.name, "activation", channels, channels, positions=positions))
-    return Costs(tuple(rows))
-
-
-def _unfollowed(flow: Flow, followed: set[str]) -> int:
-    """Numbers that are trained but lie along no channels: of a layer that is left as it is, or one for all."""
-    count = 0
-    for name, parameter in flow.graph.named_parameters():
-        path = name.rpartition(".")[0]
-        if not {name, path} & followed and not isinstance(flow.graph.get_submodule(path), Gate):
-            count += parameter.numel()
-    return count
-
-
-def channels_of(segments: tuple[Segment, ...]) -> Channels:
-    """Segments as the cost knows them."""
-    return tuple((s.group.root.gate, s.group.size, s.repeat) for s in segments)
-
-
-def _unwritten(flow: Flow, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(flow.module(str(node.target)), UNWRITTEN)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in UNWRITTEN_NAMES

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from search_spaces.cells import CellBatchNorm
 from search_spaces.flow import Flow, Use, Value, source_of
 from search_spaces.norms import MaskedNorm
 
@@ -55,7 +56,7 @@ def _masked_norm(flow: Flow, node: fx.Node, norm: Any) -> Value | None:
 
 NORM_RULES: list[tuple[Any, Callable[[Flow, fx.Node, Any], Value | None]]] = [
     (MaskedNorm, _masked_norm),
-    ((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
+    ((nn.BatchNorm1d, nn.BatchNorm2d, CellBatchNorm), _batch_norm),
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     (nn.GroupNorm, _group_norm),
 ]

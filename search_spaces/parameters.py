@@ -6,7 +6,8 @@ A parameter is a frozen value that knows its own range and its map to the unit i
     22.627416997969522
 
 `float, width, stride, depth` are real numbers (lane tensors); `int` and `choice` change shapes or code and make up a
-bundle's signature; a `topology` is a family of numbers in [0, 1], named `name.0, name.1, ...`.
+bundle's signature. A `topology`, a family of numbers in [0, 1] named `name.0, name.1, ...`, stands in wiring.py; a
+declaration is read by declarations.py.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def is_real(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -sys.float_info.max <= value <= sys.float_info.max
+
+
+def is_whole(value: object) -> bool:
+    """An int; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def same(a: object, b: object) -> bool:
@@ -187,17 +193,17 @@ class Int(Parameter):
         faults = [
             f"{where}.{key}: must be a whole number, but got {value!r}."
             for key, value in (("low", self.low), ("high", self.high))
-            if not _is_whole(value)
+            if not is_whole(value)
         ]
         faults += [
             f"{where}.{key}: must lie within 2**40 of 0, where its place in [0, 1] is exact, but got {value!r}."
             for key, value in (("low", self.low), ("high", self.high))
-            if _is_whole(value) and abs(value) > 2**40
+            if is_whole(value) and abs(value) > 2**40
         ]
         return faults or _range_faults(where, self.low, self.high, self.log, strict=False)
 
     def value_faults(self, where: str, value: object) -> list[str]:
-        if not _is_whole(value):
+        if not is_whole(value):
             return [f"{where}: must be a whole number, but got {value!r}."]
         if not self.low <= value <= self.high:  # type: ignore[operator]
             return [f"{where}: must lie in [{self.low}, {self.high}], but got {value!r}."]
@@ -252,95 +258,6 @@ class Choice(Parameter):
         return self.options[min(max(math.floor(u * len(self.options)), 0), len(self.options) - 1)]
 
 
-OPERATIONS = ("linear", "conv1", "conv3", "conv5", "separable", "max_pool", "avg_pool", "skip", "zero")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Topology(Parameter):
-    """A graph as numbers in [0, 1]: one per edge and operation (`free`), a few per kernel (`graphon`), or one per
-    edge of a trellis (`fabric`, over `layers` x `scales`, each node fed by its own and the neighbouring scales)."""
-
-    type: ClassVar[str] = "topology"
-    movable: ClassVar[bool] = True
-
-    kind: str = "free"
-    nodes: int = 4
-    operations: tuple[str, ...] = ("linear",)
-    coefficients: int = 6
-    layers: int = 4
-    scales: int = 3
-    moved_by: str = "sampler"
-    start: float | str = "sampled"
-
-    def declaration_faults(self, where: str) -> list[str]:
-        faults = []
-        if self.kind not in ("free", "graphon", "fabric"):
-            faults.append(unknown(f"{where}.kind", self.kind, ("free", "graphon", "fabric"), "kind of topology"))
-        faults += [
-            f"{where}.{key}: must be a whole number of at least 1, but got {getattr(self, key)!r}."
-            for key in ("nodes", "coefficients", "layers", "scales")
-            if not _is_whole(getattr(self, key)) or getattr(self, key) < 1
-        ]
-        if not isinstance(self.operations, tuple) or not self.operations:
-            faults.append(f"{where}.operations: must name at least one operation, but got {self.operations!r}.")
-        else:
-            faults += [
-                unknown(f"{where}.operations", operation, OPERATIONS, "operation")
-                for operation in self.operations
-                if operation not in OPERATIONS
-            ]
-        if self.moved_by not in ("sampler", "gradient"):
-            faults.append(unknown(f"{where}.moved_by", self.moved_by, ("sampler", "gradient"), "mover"))
-        if self.start != "sampled":
-            faults += Float(low=0.0, high=1.0).value_faults(f"{where}.start", self.start)
-        return faults
-
-    @property
-    def size(self) -> int:
-        """How many numbers the topology has."""
-        if self.kind == "graphon":
-            return self.coefficients * len(self.operations)
-        if self.kind == "fabric":
-            between = 3 * self.scales - 2  # own scale and the neighbours that exist
-            return self.layers * between
-        return self.nodes * (self.nodes + 1) // 2 * len(self.operations)
-
-    def coordinates(self, name: str) -> dict[str, Float]:
-        """Its numbers, each a real parameter of its own under `name.i`."""
-        one = Float(low=0.0, high=1.0, when=self.when, moved_by=self.moved_by, start=self.start)
-        return {f"{name}.{i}": one for i in range(self.size)}
-
-
-TYPES: dict[str, type[Parameter]] = {cls.type: cls for cls in (Float, Int, Choice, Width, Stride, Depth, Topology)}
-
-
-def parameter_from_dict(where: str, data: object) -> tuple[Parameter | None, list[str]]:
-    """A declaration read from plain data, with every fault found in it."""
-    if not isinstance(data, Mapping):
-        return None, [f"{where}: must be a mapping such as {{type: float, low: 0, high: 1}}, but got {data!r}."]
-    if "type" not in data:
-        return None, [f"{where}.type: is missing; one of {', '.join(TYPES)}."]
-    cls = TYPES.get(str(data["type"]))
-    if cls is None:
-        return None, [unknown(f"{where}.type", data["type"], TYPES, "type of parameter")]
-    known = {item.name: item for item in fields(cls)}
-    faults = [unknown(where, key, [*known, "type"]) for key in data if key != "type" and key not in known]
-    faults += [
-        f"{where}.{key}: is missing; a {cls.type} needs it."
-        for key, item in known.items()
-        if item.default is MISSING and item.default_factory is MISSING and key not in data
-    ]
-    if not isinstance(data.get("log", False), bool):
-        faults.append(f"{where}.log: must be true or false, but got {data['log']!r}.")
-    if not isinstance(data.get("when", {}), Mapping):
-        faults.append(f"{where}.when: must be a mapping {{other: value}}, but got {data['when']!r}.")
-    if faults:
-        return None, faults
-    parameter = cls(**{key: _frozen(value) for key, value in data.items() if key != "type"})
-    faults = parameter.declaration_faults(where)
-    return (None if faults else parameter), faults
-
-
 def _range_faults(where: str, low: object, high: object, log: bool, strict: bool = True) -> list[str]:
     faults = [
         f"{where}.{key}: must be a finite number, but got {value!r}."
@@ -361,18 +278,6 @@ def _range_faults(where: str, low: object, high: object, log: bool, strict: bool
         measure = "high / low" if log else "high - low"
         faults.append(f"{where}: `{measure}` must be a number that a float holds, but got low={low!r}, high={high!r}.")
     return faults
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_frozen(item) for item in value)
-    if isinstance(value, Mapping):
-        return {key: _frozen(item) for key, item in value.items()}
-    return value
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,7 @@ from search_spaces.convnets import GatedConvNet, GatedResidual
 from search_spaces.cost import Costs, LayerCost
 from search_spaces.faults import Invalid
 from search_spaces.flow import Flow, Untraceable
-from search_spaces.materialise import costs_of
+from search_spaces.flow_costs import costs_of
 from search_spaces.mlp import GatedMLP
 from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
 from search_spaces.norms import MaskedNorm

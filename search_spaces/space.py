@@ -20,16 +20,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from search_spaces.declarations import TYPES, parameter_from_dict
 from search_spaces.faults import Invalid, unknown
-from search_spaces.parameters import (
-    TYPES,
-    Parameter,
-    Real,
-    Topology,
-    Value,
-    parameter_from_dict,
-    same,
-)
+from search_spaces.parameters import Parameter, Real, Value, same
+from search_spaces.wiring import Topology
 
 Point: TypeAlias = "dict[str, Value]"
 

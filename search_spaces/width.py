@@ -65,12 +65,12 @@ class Gate(nn.Module):
         return f"{self.name!r}, maximum={self.maximum}"
 
 
-class WidthGate(Gate):
-    """Gates the units of its input by a membership, whose parameters are ordinary `nn.Parameter`s.
+class MemberGate(Gate):
+    """Gives grades by a membership, whose parameters are ordinary `nn.Parameter`s.
 
     Args:
         name: the width's name in the space.
-        maximum: the number of units N of the layer it follows.
+        maximum: the number N of units (or blocks).
         membership: one of `search_spaces.membership.MEMBERSHIPS`; the size is `n` where the membership has one.
         tau: the membership's temperature (default: where its annealing begins).
         dim: the axis of the units; by default axis 1 or the last, whichever has N units.
@@ -113,7 +113,19 @@ class WidthGate(Gate):
         return f"{super().extra_repr()}, membership={self.membership.kind}"
 
 
-class GateRow(nn.Module):
+class WidthGate(MemberGate):
+    """Gates the units of the layer it follows, its input's."""
+
+
+class DepthGate(MemberGate):
+    """Gives the grades of blocks, for `search_spaces.blocks.Passing`."""
+
+
+class Acting(nn.Module):
+    """A module that works by the grades of gates it holds; one operation of a traced network."""
+
+
+class GateRow(Acting):
     """Gates side by side, for a tensor whose channels are several widths'.
 
     Args:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Invalid, Space, Topology
 from search_spaces.cost import BOUNDS
+from search_spaces.declarations import parameter_from_dict
 from search_spaces.faults import unknown
 from search_spaces.networks import NETWORKS, Network, Own, network_from_dict
-from search_spaces.parameters import is_real, parameter_from_dict
+from search_spaces.parameters import is_real
 from search_spaces.space import json_schema
 from service.documents import document, located, override
 from service.rules import METRICS, between_faults, data_faults, is_python, task_kind_faults

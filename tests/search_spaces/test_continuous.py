@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from search_spaces import Invalid
 from search_spaces.continuous import make_continuous
 from search_spaces.flow import Flow, Untraceable
-from search_spaces.materialise import costs_of, materialise
+from search_spaces.flow_costs import costs_of
+from search_spaces.materialise import materialise
 from search_spaces.width import Gate, WidthGate, gates_of
 
 WIDTHS = {

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from search_spaces import Invalid
 from search_spaces.continuous import make_continuous
 from search_spaces.flow import Flow
-from search_spaces.materialise import members, narrowed, plain, pruned, sizes_of, whole
+from search_spaces.kept import members, sizes_of, whole
+from search_spaces.materialise import narrowed, plain, pruned
 from search_spaces.membership import MEMBERSHIPS
 from search_spaces.norms import MaskedLayerNorm, MaskedNorm, MaskedRMSNorm
 from search_spaces.width import Gate, HeldGate, WidthGate, gates_of

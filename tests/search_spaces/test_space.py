@@ -244,7 +244,7 @@ def test_a_topology_is_a_family_of_numbers_under_its_own_condition() -> None:
     assert list(space.coordinates) == ["c", "t.0", "t.1", "t.2"]
     assert space.faults({"c": "a", "t.0": 0.0, "t.1": 1.0, "t.2": 0.5}) == []
     assert len(space.faults({"c": "b", "t.0": 0.0})) == 1
-    sizes = {"free": 3 * 4 // 2 * 2, "graphon": 5 * 2, "fabric": 2 * 7}
+    sizes = {"free": 3 * 4 // 2 * 2, "graphon": 5 * 2, "fabric": 2 * 7 * 2}
     for kind, size in sizes.items():
         operations = ("linear", "skip")
         assert Topology(kind=kind, nodes=3, operations=operations, coefficients=5, layers=2).size == size
@@ -305,6 +305,19 @@ FAULTS: list[tuple[Any, str]] = [
         f"space.p.operations: unknown operation 'mean'. Known: {OPERATIONS}",
     ),
     ({"type": "topology", "operations": []}, "space.p.operations: must name at least one operation, but got ()."),
+    (
+        {"type": "topology", "operations": ["skip", "linear", "skip"]},
+        "space.p.operations: each must differ from the others, but got 'skip' twice; drop one.",
+    ),
+    (
+        {"type": "topology", "operations": ["zero"]},
+        "space.p.operations: nothing flows through `zero`, but got no other operation; add one.",
+    ),
+    (
+        {"type": "topology", "kind": "fabric", "layers": 1, "scales": 3},
+        "space.p.layers: a fabric moves one scale a layer, so its output is reached where `layers >= scales - 1`, but "
+        "got layers=1, scales=3; add layers or drop scales.",
+    ),
     ({"type": "topology", "moved_by": "gradient", "start": 2}, "space.p.start: must lie in [0, 1], but got 2."),
     ({**F, "when": {"q": 1}}, "space.p.when.q: unknown parameter 'q'. Known: i, r."),
     ({**F, "when": {"r": 1}}, "space.p.when.r: must name an int or a choice, but 'r' is a float."),

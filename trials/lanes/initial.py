@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from search_spaces.cost import live
 from search_spaces.flow import Flow, Opaque, Use
-from search_spaces.materialise import channels_of
+from search_spaces.flow_costs import channels_of
 from search_spaces.norms import MaskedNorm
 from search_spaces.parametrisation import REFERENCE, Scaling, scaling
 from trials.lanes.places import Places, cut

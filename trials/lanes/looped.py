@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.flow import Use
-from search_spaces.materialise import kept_units, narrowed, pruned
+from search_spaces.kept import kept_units
+from search_spaces.materialise import narrowed, pruned
 from search_spaces.realise import draws
 from search_spaces.width import HeldGate, gates_of
 from trials.lanes.growing import Growing
@@ -225,7 +226,7 @@ class LoopedLanes(Regated):
 
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
         found = [
-            torch.zeros(len(self.modules), self.flow.groups[gate].size, dtype=self.dtype, device=self.device)
+            torch.zeros(len(self.modules), self.flow.gates[gate].maximum, dtype=self.dtype, device=self.device)
             for gate in self.gates
         ]
         for lane, module in enumerate(self.modules):

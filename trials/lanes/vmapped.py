@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from search_spaces.materialise import kept_units, narrowed
+from search_spaces.kept import kept_units
+from search_spaces.materialise import narrowed
 from search_spaces.width import gates_of
 from trials.lanes.growing import Growing
 from trials.lanes.initial import Identity, Start, is_fixed
@@ -95,7 +96,7 @@ class VmappedLanes(Regated):
         """The shape class: powers of two that hold every lane."""
         found = {}
         for gate in self.gates:
-            maximum = self.flow.groups[gate].size
+            maximum = self.flow.gates[gate].maximum
             most = max(int(lane[gate]) for lane in sizes)
             found[gate] = maximum if self._fixed else min(1 << (most - 1).bit_length(), maximum)
         return found
@@ -218,7 +219,7 @@ class VmappedLanes(Regated):
         """d(lane loss on this batch)/d(grade), [K, N] a gate."""
         gates = {name: self.buffers[f"{paths[0]}.m"] for name, paths in self._gate_names.items()}
         found = self._gate_gradients[self._apart(x)](gates, self.views, self.buffers, x, y_BO)
-        whole = [self.flow.groups[gate].size for gate in self.gates]
+        whole = [self.flow.gates[gate].maximum for gate in self.gates]
         return [functional.pad(found[g], (0, n - found[g].shape[1])) for g, n in zip(self.gates, whole, strict=True)]
 
     def predict(self, x: Tensor) -> Tensor:

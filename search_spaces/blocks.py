@@ -1,0 +1,135 @@
+"""Blocks that a network has in part, and sums whose terms it has in part: depth and topology in a network's code.
+
+    >>> h = Passing(gate, 2)(h, block(h))              # h + m_2 (block(h) - h): a third block of a real depth
+    >>> x = Mix(gate, (3, 4))(conv(a), pool(a))        # m_3 conv(a) + m_4 pool(a): operations of an edge
+
+Each is one operation of a traced network. `branches` tells which operations stand or fall with which grade, `settled`
+makes a network of what is kept.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from search_spaces.cost import Share
+from search_spaces.width import Acting, Gate
+
+
+class Passing(Acting):
+    """h_{l+1} = h_l + m_l (block(h_l) - h_l): one block of a depth, by its grade. At grade 1 it is the block, at grade
+    0 nothing."""
+
+    def __init__(self, gate: Gate, index: int) -> None:
+        super().__init__()
+        self.gate, self.index = gate, index
+
+    def forward(self, h: Tensor, out: Tensor) -> Tensor:
+        return torch.lerp(h, out, self.gate.grades()[self.index])
+
+    def extra_repr(self) -> str:
+        return f"block {self.index} of {self.gate.name!r}"
+
+
+class Mix(Acting):
+    """The sum of terms, each times the grade of a unit of a topology."""
+
+    def __init__(self, gate: Gate, units: Sequence[int]) -> None:
+        super().__init__()
+        self.gate, self.units = gate, tuple(units)
+
+    def forward(self, *terms: Tensor) -> Tensor:
+        m_U = self.gate.grades()
+        out = terms[0] * m_U[self.units[0]]
+        for unit, term in zip(self.units[1:], terms[1:], strict=True):
+            out = out + term * m_U[unit]
+        return out
+
+    def extra_repr(self) -> str:
+        return f"units {self.units} of {self.gate.name!r}"
+
+
+Unit = tuple[str, int]  # a gate's name, an index
+
+
+def units_of(graph: fx.GraphModule) -> dict[Unit, bool]:
+    """Every block and every term's unit in a traced network, and whether it is a topology's."""
+    found: dict[Unit, bool] = {}
+    for node in graph.graph.nodes:
+        module = module_of(graph, node)
+        if isinstance(module, Passing):
+            found[module.gate.name, module.index] = False
+        elif isinstance(module, Mix):
+            found |= dict.fromkeys([(module.gate.name, unit) for unit in module.units], True)
+    return found
+
+
+def branches(graph: fx.GraphModule) -> dict[fx.Node, tuple[Share, ...]]:
+    """For each operation, the grades that it stands or falls with."""
+    needed = _needed(graph, None)
+    found: dict[fx.Node, tuple[Share, ...]] = {}
+    for unit, graded in units_of(graph).items():
+        for node in needed - _needed(graph, unit):
+            found[node] = (*found.get(node, ()), Share(*unit, graded=graded))
+    return found
+
+
+def _needed(graph: fx.GraphModule, dropped: Unit | None) -> set[fx.Node]:
+    """What the output needs, without one unit."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in graph.graph.nodes if node.op == "output"]
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        module = module_of(graph, node)
+        inputs = list(node.all_input_nodes)
+        if isinstance(module, Passing) and (module.gate.name, module.index) == dropped:
+            inputs = inputs[:1]
+        elif isinstance(module, Mix):
+            terms = zip(module.units, node.args, strict=True)
+            inputs = [term for unit, term in terms if (module.gate.name, unit) != dropped]
+        waiting += inputs
+    return found
+
+
+def settle(graph: fx.GraphModule, kept: Mapping[str, Tensor], *, drop_only: bool = False) -> None:
+    """Keep the blocks and terms of the `kept` indices of each gate, drop the others and all that only they need; with
+    `drop_only`, what is kept keeps its grade."""
+    for node in list(graph.graph.nodes):
+        module = module_of(graph, node)
+        if isinstance(module, Passing) and module.gate.name in kept:
+            stays = module.index in kept[module.gate.name].tolist()
+            if stays and drop_only:
+                continue
+            node.replace_all_uses_with(node.args[int(stays)])
+        elif isinstance(module, Mix) and module.gate.name in kept:
+            node.replace_all_uses_with(_sum(graph, node, module, kept[module.gate.name].tolist()))
+        else:
+            continue
+        graph.graph.erase_node(node)
+    for node in reversed(graph.graph.nodes):
+        if not node.users and node.op not in ("output", "placeholder"):
+            graph.graph.erase_node(node)
+
+
+def _sum(graph: fx.GraphModule, node: fx.Node, mix: Mix, kept: Sequence[int]) -> fx.Node:
+    """The plain sum of the kept terms; nothing where there are none, which no kept unit reads."""
+    terms = [term for unit, term in zip(mix.units, node.args, strict=True) if unit in kept]
+    with graph.graph.inserting_before(node):
+        if not terms:
+            return graph.graph.call_function(operator.mul, (node.args[0], 0.0))
+        out = terms[0]
+        for term in terms[1:]:
+            out = graph.graph.call_function(operator.add, (out, term))
+    assert isinstance(out, fx.Node)
+    return out
+
+
+def module_of(graph: fx.GraphModule, node: fx.Node) -> torch.nn.Module | None:
+    """The module that a node calls."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
