@@ -53,7 +53,7 @@ class Case:
     @functools.cached_property
     def maxima(self) -> dict[str, int]:
         """Each gate's greatest size."""
-        return {gate: self.network.default(gate) for gate in self.network.gates}
+        return dict(zip(self.network.gates, self.network.maxima(), strict=True))
 
     @functools.cached_property
     def costs(self) -> Costs:

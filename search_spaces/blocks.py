@@ -3,19 +3,21 @@
     >>> h = Passing(gate, 2)(h, block(h))              # h + m_2 (block(h) - h): a third block of a real depth
     >>> x = Mix(gate, (3, 4))(conv(a), pool(a))        # m_3 conv(a) + m_4 pool(a): operations of an edge
 
-Each is one operation of a traced network. `branches` tells which operations stand or fall with which grade, `settled`
-makes a network of what is kept.
+Each is one operation of a traced network, and so is `Evened`, which keeps a sum's scale. `branches` tells which
+operations stand or fall with which grade, `settle` makes a network of what is kept.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from search_spaces.cost import Share
+from search_spaces.cost import Share, clipped
 from search_spaces.width import Acting, Gate
 
 
@@ -52,6 +54,32 @@ class Mix(Acting):
         return f"units {self.units} of {self.gate.name!r}"
 
 
+class Evened(Acting):
+    """A sum of terms over the root of how many there are, x / sqrt(max(1, sum of their grades)): of independent terms
+    it has the variance of one, however many are kept."""
+
+    def __init__(self, gate: Gate, units: Sequence[int]) -> None:
+        super().__init__()
+        self.gate, self.units = gate, tuple(units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m_U = self.gate.grades()
+        return x * torch.stack([m_U[unit] for unit in self.units]).sum().clamp(min=1.0).rsqrt()
+
+    def extra_repr(self) -> str:
+        return f"units {self.units} of {self.gate.name!r}"
+
+
+@dataclass(frozen=True)
+class Several(Share):
+    """Whether there are several of a topology's `units`: what only a sum of more than one term needs."""
+
+    units: tuple[int, ...] = ()
+
+    def of(self, sizes: Mapping[str, Any]) -> Any:
+        return clipped(sum(sizes[self.gate][..., unit] for unit in self.units) - 1)
+
+
 Unit = tuple[str, int]  # a gate's name, an index
 
 
@@ -69,30 +97,39 @@ def units_of(graph: fx.GraphModule) -> dict[Unit, bool]:
 
 def branches(graph: fx.GraphModule) -> dict[fx.Node, tuple[Share, ...]]:
     """For each operation, the grades that it stands or falls with."""
-    needed = _needed(graph, None)
+    modules = {node: module_of(graph, node) for node in graph.graph.nodes}  # looked up once, for there are many units
+    needed = _needed(modules, None)
     found: dict[fx.Node, tuple[Share, ...]] = {}
     for unit, graded in units_of(graph).items():
-        for node in needed - _needed(graph, unit):
+        for node in needed - _needed(modules, unit):
             found[node] = (*found.get(node, ()), Share(*unit, graded=graded))
+        for node in set() if graded else needed - _needed(modules, unit, there=True):  # what only a lack of it reads
+            found[node] = (*found.get(node, ()), Share(*unit, absent=True))
+    for node in needed:
+        if isinstance(module := modules[node], Evened):
+            several = Several(module.gate.name, module.units[0], graded=True, units=module.units)
+            found[node] = (*found.get(node, ()), several)
     return found
 
 
-def _needed(graph: fx.GraphModule, dropped: Unit | None) -> set[fx.Node]:
-    """What the output needs, without one unit."""
+def _needed(
+    modules: Mapping[fx.Node, torch.nn.Module | None], settled: Unit | None, there: bool = False
+) -> set[fx.Node]:
+    """What the output needs where one unit is whole: there, or not; by each node's module."""
     found: set[fx.Node] = set()
-    waiting = [node for node in graph.graph.nodes if node.op == "output"]
+    waiting = [node for node in modules if node.op == "output"]
     while waiting:
         node = waiting.pop()
         if node in found:
             continue
         found.add(node)
-        module = module_of(graph, node)
-        inputs = list(node.all_input_nodes)
-        if isinstance(module, Passing) and (module.gate.name, module.index) == dropped:
-            inputs = inputs[:1]
+        module = modules[node]
+        inputs: list[Any] = list(node.all_input_nodes)
+        if isinstance(module, Passing) and (module.gate.name, module.index) == settled:
+            inputs = [node.args[int(there)]]
         elif isinstance(module, Mix):
             terms = zip(module.units, node.args, strict=True)
-            inputs = [term for unit, term in terms if (module.gate.name, unit) != dropped]
+            inputs = [term for unit, term in terms if (module.gate.name, unit) != settled]
         waiting += inputs
     return found
 
@@ -100,21 +137,37 @@ def _needed(graph: fx.GraphModule, dropped: Unit | None) -> set[fx.Node]:
 def settle(graph: fx.GraphModule, kept: Mapping[str, Tensor], *, drop_only: bool = False) -> None:
     """Keep the blocks and terms of the `kept` indices of each gate, drop the others and all that only they need; with
     `drop_only`, what is kept keeps its grade."""
+    renumbered: set[Passing] = set()
     for node in list(graph.graph.nodes):
         module = module_of(graph, node)
         if isinstance(module, Passing) and module.gate.name in kept:
-            stays = module.index in kept[module.gate.name].tolist()
+            units = kept[module.gate.name].tolist()
+            stays = module.index in units
             if stays and drop_only:
+                if module not in renumbered:
+                    module.index = units.index(module.index)  # its grade's place among those that are kept
+                    renumbered.add(module)
                 continue
             node.replace_all_uses_with(node.args[int(stays)])
         elif isinstance(module, Mix) and module.gate.name in kept:
             node.replace_all_uses_with(_sum(graph, node, module, kept[module.gate.name].tolist()))
+        elif isinstance(module, Evened) and module.gate.name in kept:
+            node.replace_all_uses_with(_evened(graph, node, module, kept[module.gate.name].tolist()))
         else:
             continue
         graph.graph.erase_node(node)
+    bare = _bare_tensors(graph)
     for node in reversed(graph.graph.nodes):
         if not node.users and node.op not in ("output", "placeholder"):
             graph.graph.erase_node(node)
+    for path in bare - _bare_tensors(graph):  # of modules that nothing calls the graph forgets by itself
+        owner, _, name = path.rpartition(".")
+        delattr(graph.get_submodule(owner), name)
+
+
+def _bare_tensors(graph: fx.GraphModule) -> set[str]:
+    """The paths of tensors that are read by themselves."""
+    return {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
 
 
 def _sum(graph: fx.GraphModule, node: fx.Node, mix: Mix, kept: Sequence[int]) -> fx.Node:
@@ -128,6 +181,15 @@ def _sum(graph: fx.GraphModule, node: fx.Node, mix: Mix, kept: Sequence[int]) ->
             out = graph.graph.call_function(operator.add, (out, term))
     assert isinstance(out, fx.Node)
     return out
+
+
+def _evened(graph: fx.GraphModule, node: fx.Node, evened: Evened, kept: Sequence[int]) -> Any:
+    """The sum over the root of the number of its kept terms."""
+    count = sum(unit in kept for unit in evened.units)
+    if count <= 1:
+        return node.args[0]
+    with graph.graph.inserting_before(node):
+        return graph.graph.call_function(operator.mul, (node.args[0], count**-0.5))
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> torch.nn.Module | None:

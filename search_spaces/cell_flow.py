@@ -26,21 +26,22 @@ from search_spaces.width import Acting, Gate, gates_of
 
 Axes = dict[int, Extent]
 
-#: 0 stays 0 under them, so what is silent stays so
-QUIET = (
+#: what works cell by cell
+CELLWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.CELU, nn.SELU, nn.Hardswish, nn.Mish),
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid),
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.PReLU, Gate, Acting),
 )
-LOUD = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid)
-QUIET_NAMES = frozenset(
+CELLWISE_NAMES = frozenset(
     [
         *("relu", "relu_", "relu6", "leaky_relu", "gelu", "silu", "tanh", "elu", "hardswish", "mish", "dropout"),
-        *("dropout2d", "contiguous", "clone", "detach", "float", "double", "neg", "abs", "expand_as"),
+        *("sigmoid", "hardsigmoid", "softplus", "exp", "sqrt"),
+        *("dropout2d", "contiguous", "clone", "detach", "float", "double", "neg", "abs"),
     ]
 )
-LOUD_NAMES = frozenset(["sigmoid", "hardsigmoid", "softplus", "exp", "sqrt"])
 SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
+CONCATENATIONS = {torch.cat, torch.concat}
 PERMUTES = {torch.permute, torch.transpose, "permute", "transpose"}
 MEANS = {torch.mean, "mean"}
 MAXIMA = {torch.amax, "amax"}
@@ -69,101 +70,108 @@ class CellFlow:
         self.graph, self.gates = graph, gates_of(graph)
         self.axes: dict[fx.Node, Axes] = {}
         self.faults: list[str] = []
-        self._silent: set[fx.Node] = set()  # tensors whose cells beyond the live ones are exactly zero
         self._made: dict[tuple[fx.Node, type[nn.Module]], fx.Node] = {}
-        for node in list(graph.graph.nodes):
+        self._placed: dict[str, tuple[Extent, ...]] = {}  # strides, each before the extents it was put
+        nodes = list(graph.graph.nodes)
+        for node in nodes:
             self._follow(node)
-        if self._made:
-            graph.graph.lint()
-            graph.recompile()
+        self._judge_norms(nodes)
+        graph.graph.lint()
+        graph.recompile()
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
     def _follow(self, node: fx.Node) -> None:
         sources = [n for n in node.all_input_nodes if self.axes.get(n)]
         module = self._module(node)
+        followed = not sources
         if isinstance(module, Stride):
-            self._stride(node, module)
+            followed = self._stride(node, module)
         elif sources and node.op != "output":
-            if not self._followed(node, module, sources):
-                self._fault(node, sources)
-        elif sources:
+            followed = self._followed(node, module, sources)
+        if not followed:
             self._fault(node, sources)
 
     def _followed(self, node: fx.Node, module: nn.Module | None, sources: Sequence[fx.Node]) -> bool:
         """Work out one operation on maps that have shrunk; false where it cannot be followed."""
-        target, name = (
-            node.target,
-            node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""),
-        )
+        target = node.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if node.op == "call_module":
-            return self._layer(node, module)
+            return self._layer(node, module, sources)
         if target in POOLS:
             kind, names = POOLS[target]
             given = dict(zip(names, node.args, strict=False)) | node.kwargs
             options = {key: value for key, value in given.items() if key != "input" and value is not None}
-            return self._layer(node, kind(**options))
-        if target in SUMS or target in PRODUCTS:
-            return self._combined(node, sources, either=target in PRODUCTS)
+            known = not any(isinstance(value, fx.Node) for value in options.values())
+            return known and self._layer(node, kind(**options), sources)
+        if target in SUMS or target in PRODUCTS or name == "expand_as":
+            return self._combined(node, sources)
         if target in PERMUTES:
             return self._permuted(node)
         if target in MEANS or target in MAXIMA:
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             keep = (node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)) is True
             return self._reduced(node, dims, keep, mean=target in MEANS)
-        if name in QUIET_NAMES or name in LOUD_NAMES:
-            return self._cell_by_cell(node, silent=name in QUIET_NAMES)
-        if target in (torch.cat, torch.concat):
-            return self._combined(node, sources, either=False)
-        return False
+        if name in CELLWISE_NAMES:
+            return self._cell_by_cell(node)
+        if target in CONCATENATIONS:
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            along = not isinstance(dim, int) or any(dim % len(_shape(n)) in self.axes[n] for n in sources)
+            return not along and self._combined(node, sources)
+        return (name == "size" or target is getattr) and self._measured(node, sources[0])
 
-    def _layer(self, node: fx.Node, layer: nn.Module | None) -> bool:
-        axes = self.axes[self._source(node)]
-        if isinstance(layer, Cells | CellFloor):
-            self.axes[node] = axes
-            self._silent.add(node)
-            return True
-        if isinstance(layer, CellMean):
-            self.axes[node] = {}
-            return True
+    def _layer(self, node: fx.Node, layer: nn.Module | None, sources: Sequence[fx.Node]) -> bool:
+        axes, rank = self.axes[sources[0]], len(_shape(node))
+        if isinstance(layer, Cells | CellFloor | CellMean):  # put here by a walk before this one
+            self.axes[node] = {} if isinstance(layer, CellMean) else axes
+            return layer.axes == axes
         if isinstance(layer, _BatchNorm):
             return self._batch_norm(node, layer)
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
             return layer.padding_mode == "zeros" and self._window(node, layer, Cells)
         if isinstance(layer, nn.MaxPool1d | nn.MaxPool2d):
-            return not layer.ceil_mode and self._window(node, layer, CellFloor)
+            return not layer.ceil_mode and not layer.return_indices and self._window(node, layer, CellFloor)
         if isinstance(layer, nn.AvgPool1d | nn.AvgPool2d):
             padded = any(_pair(layer.padding)) and not layer.count_include_pad
             return not layer.ceil_mode and not padded and self._window(node, layer, Cells)
-        if isinstance(layer, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
-            rank = len(_shape(node))
-            whole = all(side == 1 for side in _pair(layer.output_size))
-            return whole and self._reduced(node, list(range(2, rank)), True, mean=True)
-        if isinstance(layer, nn.Linear | nn.LayerNorm | nn.RMSNorm) or (
-            isinstance(layer, MaskedNorm) and not layer.spatial
-        ):
-            return len(_shape(node)) - 1 not in axes and self._cell_by_cell(node, silent=False)
-        if isinstance(layer, QUIET):
-            return self._combined(node, [n for n in node.all_input_nodes if n in self.axes], either=False)
-        return isinstance(layer, LOUD) and self._cell_by_cell(node, silent=False)
+        if isinstance(layer, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
+            whole = all(side == 1 for side in _pair(layer.output_size)) and not getattr(layer, "return_indices", False)
+            mean = isinstance(layer, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d)
+            return whole and self._reduced(node, list(range(2, rank)), True, mean=mean)
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+            across = range(rank - len(layer.normalized_shape), rank)
+            return not set(across) & set(axes) and self._cell_by_cell(node)
+        if isinstance(layer, nn.Linear) or (isinstance(layer, MaskedNorm) and not layer.spatial):
+            return rank - 1 not in axes and self._cell_by_cell(node)
+        return isinstance(layer, CELLWISE) and self._combined(node, sources)
 
     # -- what each operation does --------------------------------------------------------------------------------------
 
-    def _stride(self, node: fx.Node, stride: Stride) -> None:
-        source = self._source(node)
+    def _stride(self, node: fx.Node, stride: Stride) -> bool:
+        source, path = self._source(node), str(node.target)
         shape, axes = _shape(source), self.axes.get(source, {})
+        if len(shape) not in (3, 4) or 1 in axes:
+            self.faults.append(
+                f"network.{path}: a stride must follow a map [B, C, I] or [B, C, I, I], but got one of shape {shape}"
+                f"{' whose channels lie elsewhere' if 1 in axes else ''}; put it after a convolution or pooling."
+            )
+            return True
         if axes:
             self._insert(node, Cells)
         extents = tuple(axes.get(i, Extent(shape[i])) for i in range(2, len(shape)))
         steps = stride.steps or tuple(map(stride.step, shape[2:]))
-        if stride.extents and stride.extents != extents:
+        if self._placed.setdefault(path, extents) != extents:
             self.faults.append(
-                f"network.{node.target}: one stride module must stand at one place, but it is called at two whose maps "
+                f"network.{path}: one stride module must stand at one place, but it is called at two whose maps "
                 "differ; make a module for each (they may share their gate)."
             )
         before = dict.fromkeys(name for extent in extents for name in extent.gates)
-        stride.place(extents, steps, [self.gates[name] for name in before])
+        new = Stride(stride.gate, stride.kind, smoothness=stride.smoothness)  # what was traced stays as it is
+        new.place(extents, steps, [self.gates[name] for name in before])
+        new.room = stride.room
+        self._put(path, new.train(stride.training))
         self.axes[node] = {2 + i: e.then(s) for i, (e, s) in enumerate(zip(extents, steps, strict=True))}
+        return True
 
     def _window(self, node: fx.Node, layer: Any, kind: type[Cells | CellFloor]) -> bool:
         """A layer that reads neighbours: a kernel at stride 1, and its own stride."""
@@ -173,7 +181,7 @@ class CellFlow:
         for i, axis in enumerate(range(2, len(_shape(node)))):
             reach = _pair(dilation)[i] * (_pair(layer.kernel_size)[i] - 1)
             around = {"same": reach, "valid": 0}[padding] if isinstance(padding, str) else 2 * _pair(padding)[i]
-            steps: list[Step] = [Window(around - reach)] if around != reach else []
+            steps: list[Step] = [Window(around - reach)]
             if (own := _pair(layer.stride)[i]) > 1:
                 steps.append(Fixed(own))
             windows[axis] = axes[axis].then(*steps)
@@ -184,14 +192,21 @@ class CellFlow:
     def _batch_norm(self, node: fx.Node, norm: _BatchNorm) -> bool:
         axes = self.axes[self._source(node)]
         if not isinstance(norm, CellBatchNorm):
-            owner, _, name = str(node.target).rpartition(".")
             new = CellBatchNorm(norm, axes, self._gates_of(axes))
             for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
                 setattr(new, key, getattr(norm, key))
-            self.graph.get_submodule(owner).add_module(name, new)
-        elif norm.axes != axes:
-            return False  # one norm of two maps that differ
-        return self._cell_by_cell(node, silent=False)
+            self._put(str(node.target), new)
+        return self._cell_by_cell(node)
+
+    def _judge_norms(self, nodes: Sequence[fx.Node]) -> None:
+        """A norm that is called twice has one idea of which cells are live."""
+        for node in nodes:
+            norm = self._module(node)
+            if isinstance(norm, CellBatchNorm) and self.axes.get(node, {}) != norm.axes:
+                self.faults.append(
+                    f"network.{node.target}: one batch norm must not normalise maps that differ, but it is called at "
+                    "two places with a stride between them; make a norm for each."
+                )
 
     def _reduced(self, node: fx.Node, dims: Any, keep: bool, *, mean: bool) -> bool:
         """A mean or maximum over axes, all that have shrunk among them or none."""
@@ -202,53 +217,59 @@ class CellFlow:
             return False
         gone = [d % rank for d in dims]
         if not set(axes) <= set(gone):
-            return not set(axes) & set(gone) and keep and self._cell_by_cell(node, silent=False)
+            return not set(axes) & set(gone) and keep and self._cell_by_cell(node)
         silenced = self._insert(node, Cells if mean else CellFloor)
-        if mean:
-            layer = CellMean(axes, self._gates_of(axes), gone, keep)
-            node.op, node.target, node.args, node.kwargs = (
-                "call_module",
-                self._add("mean", node, layer),
-                (silenced,),
-                {},
-            )
         self.axes[node] = {}
+        if mean:
+            path = self._add("mean", node, CellMean(axes, self._gates_of(axes), gone, keep))
+            with self.graph.graph.inserting_before(node):
+                new = self.graph.graph.call_module(path, (silenced,))
+            new.meta, self.axes[new] = dict(node.meta), {}
+            node.replace_all_uses_with(new)
+            self.graph.graph.erase_node(node)
         return True
 
     def _permuted(self, node: fx.Node) -> bool:
         source = self._source(node)
-        rank, rest = len(_shape(source)), node.args[1:]
-        order: Any = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
-        places = [d % rank for d in order]
+        rank, rest, places = len(_shape(source)), node.args[1:], list(range(len(_shape(source))))
+        given = rest or tuple(node.kwargs[key] for key in ("dims", "dim0", "dim1") if key in node.kwargs)
+        order: Any = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
+        if not all(isinstance(d, int) for d in order):
+            return False
         if node.target in (torch.transpose, "transpose"):
-            a, b = places
-            places = list(range(rank))
+            a, b = (d % rank for d in order)
             places[a], places[b] = b, a
+        else:
+            places = [d % rank for d in order]
         self.axes[node] = {places.index(axis): extent for axis, extent in self.axes[source].items()}
-        if source in self._silent:
-            self._silent.add(node)
         return True
 
-    def _cell_by_cell(self, node: fx.Node, *, silent: bool) -> bool:
-        source = self._source(node)
-        self.axes[node] = self.axes[source]
-        if silent and source in self._silent:
-            self._silent.add(node)
+    def _measured(self, node: fx.Node, source: fx.Node) -> bool:
+        """The size of a map that has shrunk may be asked along other axes."""
+        axes, rank = self.axes[source], len(_shape(source))
+        self.axes[node] = {}
+        if node.target is getattr and node.args[1] != "shape":
+            return node.args[1] in ("dtype", "device", "ndim")
+        if node.target == "size" and isinstance(dim := (*node.args[1:], *node.kwargs.values(), None)[0], int):
+            return dim % rank not in axes
+        asked = [(user.args[1], user) for user in node.users if user.target is operator.getitem]
+        whole = len(asked) < len(node.users) or not all(isinstance(dim, int) for dim, _ in asked)
+        return not whole and not any(dim % rank in axes and user.users for dim, user in asked)  # type: ignore[operator]
+
+    def _cell_by_cell(self, node: fx.Node) -> bool:
+        self.axes[node] = self.axes[self._source(node)]
         return True
 
-    def _combined(self, node: fx.Node, sources: Sequence[fx.Node], *, either: bool) -> bool:
+    def _combined(self, node: fx.Node, sources: Sequence[fx.Node]) -> bool:
         """Tensors that meet element by element: all have shrunk alike, or are one number along what has."""
-        shape = _shape(node)
-        axes = next(self.axes[n] for n in sources if self.axes[n])
-        others = [n for n in node.all_input_nodes if n.op != "get_attr"]
-        for other in others:
+        shape, axes = _shape(node), self.axes[sources[0]]
+        for other in node.all_input_nodes:
+            if "tensor_meta" not in other.meta:
+                continue  # a number
             seen = (1,) * (len(shape) - len(_shape(other))) + _shape(other)
             own = self.axes.get(other, {})
             if any(own.get(axis) != extent and seen[axis] > 1 for axis, extent in axes.items()):
                 return False
-        quiet = [n in self._silent for n in others]
-        if any(quiet) if either else all(quiet):
-            self._silent.add(node)
         self.axes[node] = axes
         return True
 
@@ -265,6 +286,10 @@ class CellFlow:
     def _gates_of(self, axes: Mapping[int, Extent]) -> list[Gate]:
         return [self.gates[name] for name in dict.fromkeys(name for e in axes.values() for name in e.gates)]
 
+    def _put(self, path: str, layer: nn.Module) -> None:
+        owner, _, name = path.rpartition(".")
+        self.graph.get_submodule(owner).add_module(name, layer)
+
     def _add(self, what: str, node: fx.Node, layer: nn.Module) -> str:
         path = f"cells.{what}_{node.name}"
         self.graph.add_submodule(path, layer)
@@ -273,16 +298,15 @@ class CellFlow:
     def _insert(self, reader: fx.Node, kind: type[Cells | CellFloor]) -> fx.Node:
         """Let a reader see live cells alone."""
         source = self._source(reader)
-        if isinstance(self._module(source), kind) or (kind is Cells and source in self._silent):
+        if isinstance(self._module(source), kind):
             return source
         if (source, kind) not in self._made:
             axes = self.axes[source]
             layer = kind(axes, self._gates_of(axes))
-            with self.graph.graph.inserting_after(source):
+            with self.graph.graph.inserting_before(reader):  # after what is done in place
                 node = self.graph.graph.call_module(self._add(kind.__name__.lower(), source, layer), (source,))
             node.meta["tensor_meta"] = source.meta["tensor_meta"]
             self.axes[node] = axes
-            self._silent.add(node)
             self._made[source, kind] = node
         made = self._made[source, kind]
         reader.replace_input_with(source, made)

@@ -62,13 +62,16 @@ class Cells(Cellwise):
 
 
 class CellFloor(Cellwise):
-    """Cells that are not live sink to the least of the map, so that no maximum sees them."""
+    """Cells that are not live sink to the least of the live ones of their channel (or 0), so that no maximum sees
+    them. What they sink to depends on live cells alone: a cropped map has the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        low = x.detach().amin()
+        grade: Any = 1.0
         for c in self.grades(x):
-            x = low + (x - low) * c
-        return x
+            grade = grade * c
+        low = (x * grade).amin(list(self.axes), keepdim=True).clamp(max=0.0)
+        floored: Tensor = low + (x - low) * grade
+        return floored
 
 
 class CellMean(Cellwise):
@@ -89,6 +92,33 @@ class CellMean(Cellwise):
         return mean
 
 
+def cell_statistics(axes: Axes, gates: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each channel's mean and variance over live cells [C], and of how many numbers they are."""
+    weight, count = x.new_ones(()), x.new_tensor(x.numel() / x.shape[1])
+    for c in grades_along(axes, gates, x):
+        weight, count = weight * c, count * c.sum() / c.numel()
+    dims = [i for i in range(x.dim()) if i != 1]
+    mean = (weight * x).sum(dims, keepdim=True) / count
+    variance_C = (weight * (x - mean).square()).sum(dims) / count
+    return mean.flatten(), variance_C, count
+
+
+def unbiased(variance_C: Tensor, count: Tensor) -> Tensor:
+    """The variance that a norm remembers."""
+    return variance_C * count / (count - 1).clamp(min=1e-9)
+
+
+def normed(x: Tensor, mean_C: Tensor, variance_C: Any, norm: Any) -> Tensor:
+    """x by given statistics, with the weight and bias of a norm."""
+    along = (1, -1, *(1,) * (x.dim() - 2))
+    scale_C = torch.rsqrt(variance_C + norm.eps)
+    if norm.weight is not None:
+        scale_C = scale_C * norm.weight
+    out = (x - mean_C.view(along)) * scale_C.view(along)
+    shifted: Tensor = out if norm.bias is None else out + norm.bias.view(along)
+    return shifted
+
+
 class CellBatchNorm(Acting, _BatchNorm):
     """The batch norm of live cells, each channel's mean and variance weighed by their grades."""
 
@@ -105,33 +135,13 @@ class CellBatchNorm(Acting, _BatchNorm):
         self.of: type[_BatchNorm] = norm.of if isinstance(norm, CellBatchNorm) else type(norm)
         self.train(norm.training)
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance [C], and of how many numbers."""
-        weight, count = x.new_ones(()), x.new_tensor(x.numel() / x.shape[1])
-        for c in grades_along(self.axes, self.gates, x):
-            weight, count = weight * c, count * c.sum() / c.numel()
-        dims = [i for i in range(x.dim()) if i != 1]
-        mean = (weight * x).sum(dims, keepdim=True) / count
-        variance = (weight * (x - mean).square()).sum(dims) / count
-        return mean.flatten(), variance, count
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and self.running_mean is not None:
-            return self.normed(x, self.running_mean, self.running_var)
-        mean_C, variance_C, count = self.statistics(x)
+            return normed(x, self.running_mean, self.running_var, self)
+        mean_C, variance_C, count = cell_statistics(self.axes, self.gates, x)
         if self.training and self.running_mean is not None:
-            self._remember(mean_C.detach(), (variance_C * count / (count - 1).clamp(min=1e-9)).detach())
-        return self.normed(x, mean_C, variance_C)
-
-    def normed(self, x: Tensor, mean_C: Tensor, variance_C: Any) -> Tensor:
-        """x by given statistics, with weight and bias."""
-        along = (1, -1, *(1,) * (x.dim() - 2))
-        scale_C = torch.rsqrt(variance_C + self.eps)
-        if self.weight is not None:
-            scale_C = scale_C * self.weight
-        out = (x - mean_C.view(along)) * scale_C.view(along)
-        shifted: Tensor = out if self.bias is None else out + self.bias.view(along)
-        return shifted
+            self._remember(mean_C.detach(), unbiased(variance_C, count).detach())
+        return normed(x, mean_C, variance_C, self)
 
     @torch.no_grad()
     def _remember(self, mean_C: Tensor, variance_C: Tensor) -> None:

@@ -34,16 +34,27 @@ Channels = tuple[tuple[str | None, int, int], ...]
 
 @dataclass(frozen=True)
 class Share:
-    """The grade of one block of a depth, or of one unit of a topology (`graded`)."""
+    """The grade of one block of a depth, or of one unit of a topology (`graded`); `absent`: what it lacks of 1."""
 
     gate: str
     index: int
     graded: bool = False
+    absent: bool = False
 
     def of(self, sizes: Mapping[str, Any]) -> Any:
         """The grade where `sizes` are the sizes."""
         size = sizes[self.gate]
-        return size[..., self.index] if self.graded else clipped(size - self.index)
+        grade = size[..., self.index] if self.graded else clipped(size - self.index)
+        return 1 - grade if self.absent else grade
+
+
+@dataclass(frozen=True)
+class Striding(Share):
+    """Whether a stride is more than 1: what is made at none where it is 1."""
+
+    def of(self, sizes: Mapping[str, Any]) -> Any:
+        s = sizes[self.gate]
+        return float(s > 1) if isinstance(s, int | float) else (s > 1).to(s.dtype)
 
 
 @dataclass(frozen=True)
@@ -112,10 +123,12 @@ class LayerCost:
 @dataclass(frozen=True)
 class ResampleCost(LayerCost):
     """A stride's matrices, one after the other, from the live cells `before` to `extents`; none where it is
-    `free`, that is to say folded into the layer before it, but for the network before that."""
+    `free`, that is to say folded into the layer before it, or where the stride of `gate` is 1; the network before that
+    has them always."""
 
     before: tuple[Extent, ...] = ()
     free: bool = False
+    gate: str = ""
 
     def flops(self, sizes: Mapping[str, Any], relaxed: bool = False) -> Any:
         if self.free and not relaxed:
@@ -129,6 +142,7 @@ class ResampleCost(LayerCost):
             after = self.extents[i].live(sizes)
             total = total + 2 * others * cells[i] * after
             cells[i] = after
+        total = total if relaxed else total * Striding(self.gate, 0).of(sizes)
         return total * live(self.outputs, sizes) * self.share(sizes)
 
     def training_flops(self, sizes: Mapping[str, Any], relaxed: bool = False) -> Any:

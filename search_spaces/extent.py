@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+SMOOTH = 8  # a spectral stride's ramp is this part of the map's side by default (DiffStride: 4 of 32)
 KINDS = ("shrink", "resize", "spectral")  # how a stride makes the cells after it; see `search_spaces.stride`
 
 
@@ -48,13 +49,14 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Window:
-    """A kernel at stride 1 that adds `change` cells (-2: a kernel of 3 without padding)."""
+    """A kernel at stride 1 that adds `change` cells (-2: a kernel of 3 without padding). One cell stays at least: a
+    map that the kernel does not fit into has no real layer, and must only stay finite."""
 
     change: int
 
     def after(self, n: Any, sizes: Mapping[str, Any]) -> Any:
         """Cells after it."""
-        return n + self.change
+        return _one_at_least(n + self.change)
 
 
 Step: TypeAlias = Moved | Fixed | Window
@@ -76,12 +78,34 @@ class Extent:
 
     def then(self, *steps: Step) -> Extent:
         """The extent after further steps."""
-        return Extent(self.cells, self.steps + steps)
+        found = list(self.steps)
+        for step in steps:
+            last = found[-1] if found else None
+            if isinstance(step, Window) and isinstance(last, Window):  # so that equal maps compare equal
+                found.pop()
+                step = Window(last.change + step.change)
+            if step != Window(0):
+                found.append(step)
+        return Extent(self.cells, tuple(found))
 
     @property
     def gates(self) -> tuple[str, ...]:
         """The gates whose strides it follows."""
         return tuple(dict.fromkeys(step.gate for step in self.steps if isinstance(step, Moved)))
+
+
+def smoothness_of(cells: int) -> int:
+    """The ramp R of a spectral stride of a map of that side, in frequencies."""
+    return max(1, round(cells / SMOOTH))
+
+
+def least_stride(kind: str, cells: int, smoothness: int | None = None) -> float:
+    """The least stride to search: 1, or H / (H - R) for a spectral one, at which R / 2 - 1 frequencies of its ramp lie
+    within the map; much below it the mask is 1 at every frequency, and its gradient 0."""
+    if kind != "spectral":
+        return 1.0
+    ramp = smoothness_of(cells) if smoothness is None else smoothness
+    return cells / max(cells - ramp, 1)
 
 
 def _cells(n: Any, s: Any, kind: str, smoothness: int) -> Any:
@@ -98,15 +122,17 @@ def _between(n: Any, at: Callable[[Any], Any]) -> Any:
     """A function of whole numbers, interpolated; at a whole n it is the piece below that counts."""
     high = _ceil(n)
     upper = at(high)
-    return upper - (high - n) * (upper - at(_at_least_one(high - 1)))
+    return upper - (high - n) * (upper - at(_one_at_least(high - 1)))
 
 
-def _at_least_one(n: Any) -> Any:
-    return max(n, 1.0) if isinstance(n, float) else n.clamp(min=1.0)
+def _one_at_least(n: Any) -> Any:
+    """max(n, 1), and at 1 the piece below."""
+    return max(n, 1.0) if isinstance(n, int | float) else n * (n > 1) + 1.0 * (n <= 1)
 
 
 def _positive(n: Any) -> Any:
-    return max(n, 0.0) if isinstance(n, int | float) else n.clamp(min=0.0)
+    """max(n, 0), and at 0 the piece below."""
+    return max(n, 0.0) if isinstance(n, int | float) else n * (n > 0)
 
 
 def _floor(x: Any) -> Any:

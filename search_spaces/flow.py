@@ -123,7 +123,7 @@ class Flow:
     Attributes:
         graph: a GraphModule that shares the module's parameters; every node with a tensor has a `Value` in `values`.
         uses: the layers in the order of the graph.
-        groups: the gated groups by name.
+        groups: the gated groups by their gate's name, of several that share a gate the first.
         faults: what forbids a gate where it is, in sentences.
         unknown: the operations through which channels cannot be followed, by what they are called.
         axes: how far the axes of each tensor have shrunk by real strides.
@@ -202,12 +202,7 @@ class Flow:
         for group in self.free_groups():
             if group.gate is None:
                 continue
-            if group.gate in found and found[group.gate] is not group:
-                self.faults.append(
-                    f"network: the gate {group.gate!r} must gate one layer's channels (and what they are added to), "
-                    f"but it gates those of `{found[group.gate].first}` and of `{group.first}`; use a gate for each."
-                )
-            found[group.gate] = group
+            found.setdefault(group.gate, group)  # layers that a gate gates one by one have one width, too
             if group.pinned:
                 self.faults.append(
                     f"network: the gate {group.gate!r} must not change the channels of `{group.first}`: "

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from search_spaces.blocks import Mix, Passing, module_of
 from search_spaces.cells import CellFloor, Cells
-from search_spaces.cost import Channels, Costs, LayerCost, ResampleCost, Share
+from search_spaces.cost import Channels, Costs, LayerCost, ResampleCost, Share, Striding
 from search_spaces.extent import Extent
 from search_spaces.flow import Flow, Segment
 from search_spaces.stride import Stride
@@ -100,8 +100,10 @@ def _written(flow: Flow, node: fx.Node) -> Iterator[LayerCost]:
             shares=shares,
             before=before,
             free=free,
+            gate=module.gate.name,
         )
         if not free:
+            row = replace(row, shares=(*shares, Striding(module.gate.name, 0)))
             yield from (row, *([replace(row, extents=(before[0], extents[1]))] if len(extents) > 1 else []))
     else:
         yield row

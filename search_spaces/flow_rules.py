@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from search_spaces.blocks import Mix, Passing
+from search_spaces.blocks import Evened, Mix, Passing
 from search_spaces.cells import CellFloor, CellMean, Cells
 from search_spaces.flow import Flow, Group, Segment, Use, Value, shape_of, source_of
+from search_spaces.layer_rules import conv, linear
 from search_spaces.norm_rules import NORM_RULES
 from search_spaces.stride import Stride
 from search_spaces.width import Gate, GateRow
@@ -136,6 +137,10 @@ def _rule_of(flow: Flow, node: fx.Node) -> Rule | None:
         return _mean
     if node.target in (torch.cat, torch.concat):
         return _cat
+    if node.target is torch.matmul:
+        return _resampled
+    if node.target is operator.getitem:
+        return _sliced
     if node.target in (torch.permute, torch.transpose, "permute", "transpose"):
         return _permute
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -174,70 +179,28 @@ def _opaque(flow: Flow, node: fx.Node) -> Value:
     return Value(shape, learnt=any(flow.values[n].learnt for n in sources) or node.op == "call_module")
 
 
-def _known(flow: Flow, node: fx.Node, size: int) -> tuple[Segment, ...]:
-    """The segments of what a layer reads; an opaque tensor counts as one pinned group."""
-    _, value = source_of(flow, node)
-    if value.segments is not None:
-        return value.segments
-    return (Segment(Group(size, f"the input of {node.name}", pinned="they come out of an unknown operation")),)
-
-
-# -- layers ------------------------------------------------------------------------------------------------------------
-
-
-def _linear(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
-    _, value = source_of(flow, node)
-    shape = shape_of(node)
+def _resampled(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    """A map times a matrix of numbers that are not trained, along one of its axes: what a whole stride leaves."""
+    (source, *more), shape = _operands(flow, node), shape_of(node)
+    value = flow.values[source]
     assert shape is not None
-    if value.segments is not None and value.axis != len(value.shape) - 1:
+    trained = [n for n in _parameters(flow, node) if isinstance(_tensor_of(flow, n), nn.Parameter)]
+    if more or trained or value.segments is None or value.axis != 1 or len(shape) < 3:
         return None
-    out = Segment(Group(layer.out_features, str(node.target)))
-    positions = Value(shape, len(shape) - 1, (out,)).positions
-    inputs = _known(flow, node, layer.in_features)
-    bias = layer.bias is not None
-    use = Use(node, str(node.target), "linear", inputs, (out,), positions=positions, bias=bias, learnt=value.learnt)
-    flow.record(use)
-    flow.silencers[node] = "break"
-    return Value(shape, len(shape) - 1, (out,), learnt=True)
+    flow.silencers[node] = "keep"
+    return Value(shape, 1, value.segments, value.learnt)
 
 
-def _conv(flow: Flow, node: fx.Node, layer: Any) -> Value | None:
+def _sliced(flow: Flow, node: fx.Node, _: Any) -> Value | None:
+    """Every so many cells of a map, all its channels."""
     _, value = source_of(flow, node)
-    shape = shape_of(node)
-    assert shape is not None
-    inputs = _known(flow, node, layer.in_channels)
-    if value.segments is not None and value.axis != 1:
+    shape, places = shape_of(node), node.args[1]
+    if shape is None or value.segments is None or not isinstance(places, tuple) or len(shape) != len(value.shape):
         return None
-    kind = "conv"
-    outputs: tuple[Segment, ...] = (Segment(Group(layer.out_channels, str(node.target))),)
-    if layer.groups > 1:
-        if layer.groups == layer.in_channels == layer.out_channels:
-            kind, outputs = "depthwise", inputs
-        else:
-            for segment in (*inputs, *outputs):
-                flow.pin(segment.group, f"`{node.target}` is a grouped convolution, which cuts them into equal parts")
-    taps = layer.weight[0, 0].numel() // (1 if kind == "depthwise" else layer.groups)
-    if layer.groups > 1 and kind == "conv":
-        return _grouped(flow, node, layer, value, inputs, outputs, shape)
-    positions = Value(shape, 1, outputs).positions
-    bias = layer.bias is not None
-    flow.record(Use(node, str(node.target), kind, inputs, outputs, taps, positions, bias, value.learnt))
-    flow.silencers[node] = "break"
-    return Value(shape, 1, outputs, learnt=True)
-
-
-def _grouped(
-    flow: Flow, node: fx.Node, layer: Any, value: Value, inputs: Any, outputs: Any, shape: tuple[int, ...]
-) -> Value:
-    """A grouped convolution at its full width, counted as a convolution that reads a group's share of its inputs."""
-    share = (Segment(Group(layer.in_channels // layer.groups, str(node.target), pinned="a share of other channels")),)
-    positions = Value(shape, 1, outputs).positions
-    taps = layer.weight[0, 0].numel()
-    flow.record(
-        Use(node, str(node.target), "grouped", share, outputs, taps, positions, layer.bias is not None, value.learnt)
-    )
-    flow.silencers[node] = "break"
-    return Value(shape, 1, outputs, learnt=True)
+    if len(places) <= value.axis or places[value.axis] != slice(None):
+        return None
+    flow.silencers[node] = "keep"
+    return Value(shape, value.axis, value.segments, value.learnt)
 
 
 def _mix(flow: Flow, node: fx.Node, _: Any) -> Value | None:
@@ -379,13 +342,21 @@ def _combined(flow: Flow, node: fx.Node) -> Value | None:
     return Value(shape, first.axis, first.segments, any(v.learnt for v in known) or bool(_parameters(flow, node)))
 
 
-def _bare(flow: Flow, node: fx.Node, parameter: fx.Node, value: Value, shape: tuple[int, ...]) -> bool:
-    """Record a parameter that meets the channels; false when it does not lie along them alone."""
+def _tensor_of(flow: Flow, parameter: fx.Node) -> Any:
+    """The tensor that a bare parameter's node, or a view of it, stands for."""
     bare = _bare_of(parameter)
     assert bare is not None
     tensor: Any = flow.graph
     for part in str(bare.target).split("."):
         tensor = getattr(tensor, part)
+    return tensor
+
+
+def _bare(flow: Flow, node: fx.Node, parameter: fx.Node, value: Value, shape: tuple[int, ...]) -> bool:
+    """Record a parameter that meets the channels; false when it does not lie along them alone."""
+    bare = _bare_of(parameter)
+    assert bare is not None
+    tensor = _tensor_of(flow, bare)
     seen = shape_of(parameter)
     if not isinstance(tensor, torch.Tensor) or seen is None:
         return False
@@ -482,10 +453,10 @@ MODULE_RULES: list[tuple[Any, Rule]] = [
     (Gate, _gate),
     (GateRow, _gate_row),
     ((Passing, Mix), _mix),
-    ((Stride, Cells, CellFloor), _keep),
+    ((Stride, Cells, CellFloor, Evened), _keep),
     (CellMean, _cell_mean),
-    (nn.Linear, _linear),
-    ((nn.Conv1d, nn.Conv2d), _conv),
+    (nn.Linear, linear),
+    ((nn.Conv1d, nn.Conv2d), conv),
     *NORM_RULES,
     (nn.PReLU, _prelu),
     (nn.Flatten, _reshape),

@@ -9,7 +9,7 @@ units that are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from search_spaces.blocks import Mix, Passing
 from search_spaces.faults import Invalid, unknown
 from search_spaces.flow import Flow
+from search_spaces.network import Size
 from search_spaces.stride import Stride, StrideGate
 from search_spaces.topology import TopologyGate
 from search_spaces.width import Gate, MemberGate, gates_of
-
-Size: TypeAlias = "int | tuple[int, ...]"
 
 ROLES: dict[type[nn.Module], str] = {Stride: "stride", Passing: "depth", Mix: "topology"}
 
@@ -85,6 +84,13 @@ def _kept(gate: Gate, role: str, size: Any) -> Tensor:
     return members(gate, size)
 
 
+def sizes_kept(flow: Flow, kept: Mapping[str, Tensor]) -> dict[str, Size]:
+    """What is kept as whole sizes."""
+    roles = roles_of(flow.graph)
+    as_size: dict[str, Any] = {"stride": int, "topology": lambda units: tuple(units.tolist())}
+    return {name: as_size.get(roles[name], len)(units) for name, units in kept.items()}
+
+
 def strides_of(flow: Flow, kept: Mapping[str, Tensor]) -> dict[str, int]:
     """The whole strides among what is kept."""
     return {name: int(kept[name]) for name, role in roles_of(flow.graph).items() if role == "stride"}
@@ -107,7 +113,8 @@ def _size_faults(where: str, gate: Gate, role: str, size: Any) -> list[str]:
         good = isinstance(size, tuple) and all(unit in range(gate.maximum) for unit in size)
         return [] if good else [f"{where}: must be units in 0 .. {gate.maximum - 1}, but got {size!r}."]
     if role == "stride":
-        return [] if size >= 1 else [f"{where}: must be a whole stride of at least 1, but got {size}."]
+        good = not isinstance(size, tuple) and size >= 1 and size == int(size)
+        return [] if good else [f"{where}: must be a whole stride of at least 1, but got {size}."]
     if _least(role) <= size <= gate.maximum:
         return []
     return [f"{where}: must lie in {_least(role)} .. {gate.maximum}, but got {size}."]

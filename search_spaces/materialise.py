@@ -20,7 +20,8 @@ from search_spaces.blocks import module_of, settle
 from search_spaces.cells import CellBatchNorm
 from search_spaces.faults import Invalid
 from search_spaces.flow import Flow, Segment, Untraceable, Use
-from search_spaces.kept import Size, kept_units, members, roles_of, strides_of, wanted_sizes
+from search_spaces.kept import kept_units, members, roles_of, strides_of, wanted_sizes
+from search_spaces.network import Size
 from search_spaces.norms import MaskedNorm
 from search_spaces.strided import lay_out, make_whole
 from search_spaces.width import Gate, GateRow, HeldGate, gates_of, held
@@ -58,9 +59,9 @@ def pruned(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
     return plain
 
 
-def narrowed(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
+def narrowed(flow: Flow, kept: Mapping[str, Tensor], *, whole: bool = False) -> fx.GraphModule:
     """The relaxed network of the `kept` units and blocks alone: pruned, but with its gates, each held and of as many;
-    maps are cropped to what whole strides leave of them."""
+    maps are cropped to what whole strides leave of them, or with `whole` really stride."""
     narrow, roles = copy.deepcopy(flow.graph), roles_of(flow.graph)
     counts = {
         name: len(kept[name]) if roles[name] in ("width", "depth") else g.maximum for name, g in flow.gates.items()
@@ -72,7 +73,7 @@ def narrowed(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
             owner, _, name = path.rpartition(".")
             narrow.get_submodule(owner)._modules[name] = new[gate.name]  # a list of modules takes no name
     _prune_all(narrow, flow, kept)
-    lay_out(narrow, strides_of(flow, kept))
+    (make_whole if whole else lay_out)(narrow, strides_of(flow, kept))
     narrow.delete_all_unused_submodules()
     narrow.recompile()
     return narrow
@@ -201,7 +202,7 @@ def _pruned_norm(norm: nn.Module, out: Tensor) -> nn.Module:
     new.to(next(iter(norm.state_dict().values()), torch.zeros(())))
     state = new.state_dict()
     for name, tensor in norm.state_dict().items():
-        if name in state:
+        if name in state and not name.startswith("gates."):
             state[name] = tensor.index_select(0, out.to(tensor.device)) if tensor.dim() else tensor
     new.load_state_dict(state)
     return new

@@ -27,10 +27,14 @@ from search_spaces.cost import Costs, LayerCost
 from search_spaces.faults import Invalid
 from search_spaces.flow import Flow, Untraceable
 from search_spaces.flow_costs import costs_of
+from search_spaces.kept import roles_of
 from search_spaces.mlp import GatedMLP
 from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
 from search_spaces.norms import MaskedNorm
-from search_spaces.width import Gate, WidthGate, gates_of, held
+from search_spaces.own import Found
+from search_spaces.stride import StrideGate
+from search_spaces.topology import TopologyGate
+from search_spaces.width import Gate, MemberGate, gates_of, held
 
 SEED = 0  # what a user's own layers, which we do not initialise, are drawn from
 
@@ -64,7 +68,15 @@ def module_of(
     kinds: dict[type[Network], Callable[..., nn.Module]] = {ConvNet: GatedConvNet, Residual: GatedResidual}
     assert isinstance(network, ConvNet | Residual)
     make = kinds[type(network)]
-    return make(shape, maxima, outputs, kernel=network.kernel, norm=network.norm, activation=activation)
+    return make(
+        shape,
+        maxima,
+        outputs,
+        kernel=network.kernel,
+        norm=network.norm,
+        activation=activation,
+        stride=network.stride_kind,
+    )
 
 
 def realise(
@@ -75,7 +87,7 @@ def realise(
     activation: str | None = None,
 ) -> Realised:
     """The network with held gates. Raises `Invalid` with every fault of its gates."""
-    maxima = maxima or {gate: network.default(gate) for gate in network.gates}
+    maxima = maxima or dict(zip(network.gates, network.maxima(), strict=True))
     module = held(module_of(network, shape, outputs, maxima, activation))
     example = torch.zeros(2, *shape)
     try:
@@ -167,8 +179,8 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         faults += flow.faults + [
             f"network: the gate {gate!r} must be called in forward, after the layer whose units it gates, but it never "
             "is; call it, or drop it."
-            for gate in (() if flow.faults else gates)
-            if gate not in flow.groups
+            for gate, role in (() if flow.faults else roles_of(module).items())
+            if gate not in (flow.groups if role == "width" else flow.gates)
         ]
     except Untraceable:
         flow = None  # trained whole, exported with masks
@@ -176,14 +188,23 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         faults.append(f"network: must return {outputs} numbers a row, but got an output of shape {out}.")
     if faults:
         raise Invalid(faults)
-    found = [
-        (name, gate.maximum, gate.membership.kind if isinstance(gate, WidthGate) else "interval")
-        for name, gate in gates.items()
-    ]
+    roles = roles_of(module)
+    found = [_found(gate, roles[name]) for name, gate in gates.items()]
     costs = costs_of(flow) if flow is not None else _widest_costs(module, example)
     whole = flow is None or any(isinstance(child, MaskedNorm) for child in flow.graph.modules())
     return network.resolved(
         factory, found, costs, alone=flow is None or draws(flow.graph) or _odd_norms(flow), whole=whole
+    )
+
+
+def _found(gate: Gate, role: str) -> Found:
+    return Found(
+        name=gate.name,
+        maximum=gate.maximum,
+        membership=gate.membership.kind if isinstance(gate, MemberGate) else "interval",
+        role=role,
+        start=float(gate.size().detach()) if isinstance(gate, StrideGate) else 1.0,
+        topology=gate.topology if isinstance(gate, TopologyGate) else None,
     )
 
 

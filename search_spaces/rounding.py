@@ -16,21 +16,24 @@ from search_spaces.space import Point, Space
 
 def excess(network: Network, point: Mapping[str, Value], bounds: Mapping[str, float], costs: Costs) -> float:
     """The largest cost / bound - 1 of the network at `point`: at most 0 when every bound is met."""
-    found = costs.of(network.named(network.sizes(point)), bounds)
+    found = costs.of(network.named(network.sizes(point), whole=True), bounds)
     return max((float(found[name]) / bound - 1.0 for name, bound in bounds.items()), default=0.0)
 
 
 def round_within(
     network: Network, point: Mapping[str, Value], bounds: Mapping[str, float], costs: Costs, space: Space
 ) -> Point:
-    """The nearest whole sizes that meet the bounds: all gated sizes shrink by one common factor, as little as needed.
+    """The nearest whole sizes that meet the bounds: all widths and depths shrink by one common factor, as little as
+    needed; strides and edges round as they are.
 
     No size falls below the least whole number its range allows; where even those overshoot, they are returned.
     """
 
+    shrinking = {gate for gate in network.gates if network.role(gate) in ("width", "depth")}
+
     def shrunk(factor: float) -> Point:
         scaled = {
-            name: max(float(value) * factor, _least(space, name)) if name in network.gates else value  # type: ignore[arg-type]
+            name: max(float(value) * factor, _least(space, name)) if name in shrinking else value  # type: ignore[arg-type]
             for name, value in point.items()
         }
         return network.rounded(scaled)

@@ -1,12 +1,13 @@
 """A convolution's stride as a real number: a map that shrinks in place, its tensor keeping its shape.
 
-    >>> net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), Stride("stride.0", 28), nn.ReLU(), ...)
+    >>> net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), Stride("stride.0"), nn.ReLU(), ...)
 
 Each axis is multiplied by a matrix that depends smoothly on the stride s; the first n_out(s) cells of the result are
 live (`search_spaces.extent`), and whatever reads it later must see those alone (`search_spaces.cells`).
 
     shrink    cell i is the map at s i, linearly interpolated: at whole strides exactly the strided layer's output
-    resize    band-limited: the antialiased cubic of image resizing, which has no kink at whole strides
+    resize    band-limited: the antialiased cubic of image resizing; a whole stride is no kink of its cells, which only
+              move at another pace where n_out(s) does
     spectral  DiffStride (Riad et al. 2022): frequencies beyond n / (2 s) fade over R of them; what is left is written
               on a grid of n / s + 2 R cells
 
@@ -23,39 +24,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.extent import KINDS, Extent, Moved
+from search_spaces.extent import KINDS, Extent, Moved, smoothness_of
 from search_spaces.width import Acting, Gate
 
 CUBIC = -0.5  # the slope of Keys' kernel (1981) that image libraries resize with
-SMOOTH = 8  # a spectral stride's ramp is this part of the map's side by default (DiffStride: 4 of 32)
-
-
-def smoothness_of(cells: int) -> int:
-    """The ramp R of a spectral stride of a map of that side, in frequencies."""
-    return max(1, round(cells / SMOOTH))
-
-
-def least_stride(kind: str, cells: int, smoothness: int | None = None) -> float:
-    """The least stride at which the map changes: 1, or H / (H - R) for a spectral one, below which its ramp lies beyond
-    every frequency of the map and no gradient moves it."""
-    if kind != "spectral":
-        return 1.0
-    ramp = smoothness_of(cells) if smoothness is None else smoothness
-    return cells / max(cells - ramp, 1)
 
 
 def cell_grades(n: Any, cells: int, like: Tensor) -> Tensor:
     """c_i = clip(n - i, 0, 1) as [I]; at a whole n the boundary cell is the last live one, which a growing stride
     takes first."""
-    rest = n - torch.arange(cells, device=like.device, dtype=like.dtype)
-    inside = (rest > 0) & (rest <= 1)
-    return torch.where(inside, rest, (rest > 1).to(like.dtype))
+    return _clipped(n - torch.arange(cells, device=like.device, dtype=like.dtype))
 
 
-def spectral_mask(frequency: Any, cells: Any, s: Any, smoothness: float) -> Any:
+def _clipped(x: Tensor) -> Tensor:
+    """clip(x, 0, 1), with the derivative of a falling x at 0 and 1."""
+    return torch.where((x > 0) & (x <= 1), x, (x > 1).to(x.dtype))
+
+
+def spectral_mask(frequency: Any, cells: Any, s: Any, smoothness: float) -> Tensor:
     """clip((R + W / (2 S) + 1 - n) / R, 0, 1) at frequency n = 0, 1, ... (Riad et al. 2022, equation 3)."""
-    share: Tensor = ((smoothness + cells / (2 * s) + 1 - frequency) / smoothness).clamp(0.0, 1.0)
-    return share
+    return _clipped((smoothness + cells / (2 * s) + 1 - frequency) / smoothness)
 
 
 def linear(s: Tensor, outputs: int, inputs: int) -> Tensor:
@@ -68,16 +56,19 @@ def linear(s: Tensor, outputs: int, inputs: int) -> Tensor:
 
 
 def cubic(live_in: Any, live_out: Any, outputs: int, inputs: int, like: Tensor) -> Tensor:
-    """The antialiased cubic of image resizing, [O, I]: Keys' kernel, as wide as a cell of the result."""
+    """The antialiased cubic of image resizing, [O, I]: Keys' kernel, as wide as a cell of the result, about the middle
+    of what there is of it."""
     scale = live_in / live_out
-    i_O1 = torch.arange(outputs, device=like.device, dtype=like.dtype).unsqueeze(1)
+    i_O = torch.arange(outputs, device=like.device, dtype=like.dtype)
     j_I = torch.arange(inputs, device=like.device, dtype=like.dtype)
-    t = (((i_O1 + 0.5) * scale - 0.5 - j_I) / scale).abs()
+    # the middle of a whole last cell may lie beyond the map, where the weights have no sum to be divided by
+    middle_O1 = (i_O + cell_grades(live_out, outputs, like) / 2).unsqueeze(1)
+    t = (middle_O1 - (j_I + 0.5) / scale).abs()
     near = (CUBIC + 2) * t**3 - (CUBIC + 3) * t**2 + 1
     far = CUBIC * (t**3 - 5 * t**2 + 8 * t - 4)
     weight_OI = torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
     total_O1 = (weight_OI * cell_grades(live_in, inputs, like)).sum(1, keepdim=True)
-    # a row beyond the map has no cell of its own: it is not live, and must only stay finite
+    # a row that is not live lies beyond the map: it must only stay finite
     return torch.where(total_O1 > 0.1, weight_OI / total_O1.clamp(min=0.1), torch.zeros_like(weight_OI))
 
 
@@ -85,12 +76,12 @@ def spectral(live_in: Any, live_out: Any, s: Any, smoothness: int, outputs: int,
     """The Fourier transform of the live cells, the mask, and the inverse on the grid of the result, [O, I]."""
     f_F = torch.arange(inputs // 2 + 1, device=like.device, dtype=like.dtype)
     # n cells have n real frequencies: two for each but the constant and, where n is even, the highest
-    pairs_F = torch.minimum((live_in - 2 * f_F + 1).clamp(0.0, 2.0), (live_out - 2 * f_F + 1).clamp(0.0, 2.0))
-    pairs_F = torch.where(f_F == 0, torch.ones_like(f_F), pairs_F)
+    pairs_F = torch.where(f_F == 0, torch.ones_like(f_F), 2 * cell_grades((live_out + 1) / 2, len(f_F), like))
     weight_F = pairs_F * spectral_mask(f_F, live_in, s, smoothness) / live_in
     turn_OF = 2 * math.pi * torch.outer(torch.arange(outputs, device=like.device, dtype=like.dtype), f_F) / live_out
     turn_IF = 2 * math.pi * torch.outer(torch.arange(inputs, device=like.device, dtype=like.dtype), f_F) / live_in
-    return (turn_OF.cos() * weight_F) @ turn_IF.cos().mT + (turn_OF.sin() * weight_F) @ turn_IF.sin().mT
+    matrix_OI: Tensor = (turn_OF.cos() * weight_F) @ turn_IF.cos().mT + (turn_OF.sin() * weight_F) @ turn_IF.sin().mT
+    return matrix_OI
 
 
 def resampling(
@@ -171,6 +162,11 @@ class Stride(Acting):
         """[B, C, I] or [B, C, I, I] -> [B, C, O] or [B, C, O, O]."""
         sizes = sizes_of([self.gate, *self.before])
         inputs = x.shape[2:]
+        if len(inputs) not in (1, 2):
+            raise ValueError(
+                f"stride {self.gate.name!r}: must follow a map [B, C, I] or [B, C, I, I], but got {tuple(x.shape)}; "
+                "put it after a convolution or pooling."
+            )
         extents = self.extents or tuple(map(Extent, inputs))
         steps = self.steps or tuple(map(self.step, inputs))
         outputs = self.room or tuple(inputs)

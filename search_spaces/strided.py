@@ -26,6 +26,8 @@ STRIDED = (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.Av
 def folds_into(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The stride that a layer can take upon itself: the only one that reads it."""
     users = list(node.users)
+    if len(users) == 1 and isinstance(module_of(graph, users[0]), Cells):  # which the plain network has not
+        users = list(users[0].users)
     if len(users) != 1 or not isinstance(module_of(graph, node), STRIDED):
         return None
     stride = module_of(graph, users[0])

@@ -103,6 +103,15 @@ class Topology(Parameter):
         return faults
 
     @property
+    def graph(self) -> str:
+        """The graph in words, whatever moves its numbers."""
+        if self.kind == "fabric":
+            size = f"{self.layers} layers of {self.scales} scales"
+        else:
+            size = f"{self.nodes} nodes" + (f", {self.coefficients} coefficients" if self.kind == "graphon" else "")
+        return f"{self.kind} of {size} over {', '.join(self.operations)}"
+
+    @property
     def size(self) -> int:
         """How many numbers the topology has."""
         if self.kind == "graphon":
@@ -145,6 +154,12 @@ class Topology(Parameter):
     def units(self) -> tuple[tuple[Edge, str], ...]:
         """The index set of the grades: each edge with each operation, edge-major."""
         return tuple(itertools.product(self.edges, self.operations))
+
+    @cached_property
+    def useful(self) -> tuple[int, ...]:
+        """The units that lie on some path from input to output, ascending: no network has use for the others."""
+        flowing = [unit for unit, (_, operation) in enumerate(self.units) if operation != "zero"]
+        return tuple(sorted(self._on_paths(flowing)))
 
     # -- whole graphs ----------------------------------------------------------------------------------------------
 

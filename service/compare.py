@@ -147,11 +147,11 @@ def _widest(spec: SearchSpec, task: Task, directory: Path) -> SearchSpec:
     if isinstance(spec.network, Own):
         raise Invalid(["sizes: 'widest' needs a network of ours; write the widths of your own into an arm's space."])
     top = min((int(p.high) for p in widths), default=spec.network.width)
-    fitting = [n for n in range(1, top + 1) if plan.excess(dict.fromkeys(spec.network.gates, n)) <= 0]
+    fitting = [n for n in range(1, top + 1) if plan.excess(dict.fromkeys(spec.network.widths, n)) <= 0]
     if not fitting:
         raise Invalid(["sizes: no uniform width meets the bounds; raise them."])
     data = spec.to_dict()
-    data["space"] = {n: p for n, p in data["space"].items() if n not in spec.network.gates}
+    data["space"] = {n: p for n, p in data["space"].items() if n not in spec.network.widths}
     data["network"] = {**data["network"], "width": fitting[-1]}
     return check(data, directory=directory)[0]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from search_spaces import Width
 from service import show as out
 from service.rules import spec_notes
 from service.spec import SearchSpec
@@ -47,14 +46,11 @@ def _data(task: Task) -> dict[str, Any]:
 
 
 def _network(spec: SearchSpec, task: Task, largest: bool) -> dict[str, Any]:
-    """The network at the ends of all widths, whole, bounds aside; FLOPs of one example's forward pass."""
+    """The network at the cheap or dear ends of all its numbers, whole, bounds aside; FLOPs of one example's forward
+    pass."""
     network = spec.network
     assert network is not None
-    ends = {
-        name: parameter.high if largest else parameter.low
-        for name, parameter in spec.space.parameters.items()
-        if isinstance(parameter, Width) and name in network.gates
-    }
-    sizes = network.named(network.sizes(network.rounded(ends)))
-    costs = network.costs(task.shape, task.outputs).of(sizes)
-    return {"sizes": {name: int(n) for name, n in sizes.items()}, **{name: int(cost) for name, cost in costs.items()}}
+    point = network.rounded(network.ends(spec.space)[largest])
+    sizes = {gate: n if isinstance(n, int) else len(n) for gate, n in network.whole_sizes(point).items()}
+    costs = network.costs(task.shape, task.outputs).of(network.named(network.sizes(point), whole=True))
+    return {"sizes": sizes, **{name: int(cost) for name, cost in costs.items()}}

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import Width
 from search_spaces.cost import COST_METRICS
 from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
@@ -73,12 +72,13 @@ def between_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
         faults += space_faults(space)
         if network is None or (isinstance(network, Own) and not network.found):
             return faults  # a network of the user's own is judged when it is resolved
+        network = network.within(space)
         taken = [gate for gate in network.gates if gate in (*LANE, *STRUCTURAL, "activation")]
         faults += [
             f"network: the gate {gate!r} has the name of a training parameter; call it otherwise." for gate in taken
         ]
         faults += network.space_faults(space) if not taken else []
-        known = [*network.gates, *(["activation"] if network.owns("activation") else []), *LANE, *STRUCTURAL]
+        known = [*network.offers, *(["activation"] if network.owns("activation") else []), *LANE, *STRUCTURAL]
         faults += [
             unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
             for name, parameter in space.parameters.items()
@@ -116,31 +116,26 @@ def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
     network, space, bounds = values.get("network"), values.get("space"), values.get("constraints")
     if not isinstance(network, Network) or network.faults():
         return faults
-    faults += network.shape_faults(task.shape)
+    network = network if space is None else network.within(space)
+    faults += network.shape_faults(task.shape, space)
     if faults or space is None or not bounds or network.space_faults(space):
         return faults
-    costs = network.costs(task.shape, task.outputs).of(network.named(_least_sizes(values)))
+    costs = network.costs(task.shape, task.outputs).of(_least_sizes(values, network))
     for name, bound in bounds.items():
         if costs[name] > bound.max:
             faults.append(
                 f"constraints.{name}.max: even the smallest network of the space has {name}={costs[name]:g}, but got "
-                f"max={bound.max:g}; raise it, or lower the `low` of a width."
+                f"max={bound.max:g}; raise it, or lower the `low` of a width or depth."
             )
     return faults
 
 
-def _least_sizes(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """The smallest size that each hidden layer can have as it is trained."""
-    network, space, realise = values["network"], values["space"], values.get("realise", "auto")
-    least: dict[str, Any] = {}
-    for gate in network.gates:
-        parameter = space.parameters.get(gate)
-        if isinstance(parameter, Width):
-            least[gate] = min(parameter.low, network.default(gate)) if parameter.when else parameter.low
+def _least_sizes(values: Mapping[str, Any], network: Network) -> dict[str, Any]:
+    """The cheapest sizes that the network can have as it is trained, by gate."""
+    realise, point = values.get("realise", "auto"), network.ends(values["space"])[0]
     moves = "search" not in values or values["search"].hypergradient.kind != "none"
     rounds = realise == "rounded" or (realise == "auto" and not moves)
-    sizes: tuple[float, ...] = network.sizes(network.rounded(least) if rounds else least)
-    return sizes
+    return network.named(network.sizes(network.rounded(point) if rounds else point), whole=rounds)
 
 
 def spec_notes(spec: Any, task: Any) -> list[str]:
@@ -152,10 +147,12 @@ def spec_notes(spec: Any, task: Any) -> list[str]:
     if mode != better:
         notes.append(f"objective: {metric} is better the other way, but mode={mode} was asked for")
     if isinstance(network, Own):
+        kept = {"width": "keeps all of its {} units", "depth": "keeps all of its {} blocks", "stride": "does not move"}
         notes += [
-            f"network: the space has no width `{name}`, so that gate keeps all of its {units} units"
-            for name, units, _ in network.found
-            if name not in spec.space.parameters
+            f"network: the space has no {gate.role} `{gate.name}`, so that gate "
+            + kept.get(gate.role, "keeps all of its {} edges").format(gate.maximum)
+            for gate in network.found
+            if gate.name not in spec.space.parameters
         ]
     if network is None or spec.python:
         return notes

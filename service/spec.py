@@ -297,6 +297,11 @@ class SearchSpec(Section):
     resources: Resources = field(default_factory=Resources, metadata=part(Resources))
     seed: int = rule(0, kind="whole number")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network is not None:
+            object.__setattr__(self, "network", self.network.within(self.space))
+
     @classmethod
     def from_dict(cls, data: object) -> SearchSpec:
         """The spec from plain data. Raises `Invalid` with every fault of all its sections."""

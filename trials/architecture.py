@@ -38,7 +38,7 @@ class Architecture:
         costs, names = self.plan.costs, {*self.plan.bounds, *self.plan.penalty}
 
         def cost(coordinates_KP: Tensor) -> Mapping[str, Tensor]:
-            return costs.of(network.named(widths.sizes_of(coordinates_KP)), names)
+            return costs.of(network.named(widths.numbers_of(coordinates_KP)), names)
 
         return Moves(self.plan.method, widths.scales, widths.coordinates_KP, self.plan.bounds, cost, self.plan.penalty)
 
@@ -70,9 +70,9 @@ class Architecture:
         if self.random:
             self.lanes.sample(self.widths.grades())
 
-    def make_whole(self, sizes_KG: Tensor) -> None:
-        """The grades of whole sizes: each gate's surest units."""
-        self.lanes.sample(self.widths.whole_grades(sizes_KG))
+    def make_whole(self, numbers_KM: Tensor) -> None:
+        """The grades of whole numbers: each gate's surest units, whole strides, edges that are there or not."""
+        self.lanes.sample(self.widths.whole_grades(numbers_KM))
 
     def _uniforms(self, step: int) -> list[Tensor | None]:
         block, place = divmod(step, STEPS)

@@ -138,7 +138,8 @@ def _memory(plan: Plan, points: Sequence[Point]) -> float:
     """Bytes that a bundle of these points needs, roughly from above."""
     assert plan.network is not None
     assert plan.task is not None
-    costs = plan.costs.of(plan.network.named(plan.network.maxima(plan.space)))
+    dearest = plan.network.sizes(plan.network.ends(plan.space)[1])
+    costs = plan.costs.of(plan.network.named(dearest))
     activations = 4.0 * float(costs["activation_bytes"]) * plan.training.batch_size
     return len(points) * plan.seeds * (40.0 * float(costs["parameters"]) + activations)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from search_spaces import Point, Value
-from search_spaces.parameters import Width
 from trials.architecture import Architecture
 from trials.augment import augment_noise, augmented
 from trials.batches import Rows
@@ -83,10 +82,10 @@ class FusedRun:
         self._set_rates()
 
     @property
-    def sizes_KG(self) -> Tensor:
-        """The real sizes of every lane."""
+    def numbers_KM(self) -> Tensor:
+        """The numbers of every lane's architecture: real sizes, and a topology's."""
         if self.architecture is not None:
-            return self.architecture.widths.sizes_KG
+            return self.architecture.widths.numbers_KM
         sizes = [self.network.sizes(point) for point in self._points]
         return torch.tensor(sizes, dtype=torch.float64).reshape(len(sizes), -1)
 
@@ -164,22 +163,24 @@ class FusedRun:
     def _set_rates(self) -> None:
         """FLOPs of one step, lane by lane: at the live sizes, and as laid out."""
 
-        def rate(sizes_KG: Tensor) -> np.ndarray:
-            one = self._cost(self.plan.costs.training_flops, sizes_KG)
-            return one * self.batch
+        costs, relaxed = self.plan.costs, self.plan.fractional
+        live = self.network.named(list(self.numbers_KM.unbind(1)), whole=not relaxed)
+        laid = self._laid()
+        self._rate_K = self.batch * self._by_lane(costs.training_flops(live))
+        self._executed_rate_K = self.batch * self._by_lane(costs.training_flops(laid, relaxed))
+        self._grade_rate_K = self.batch * self._by_lane(costs.grade_flops(laid))
+        self._forward_K = self._by_lane(costs.flops(laid, relaxed))
 
-        self._rate_K = rate(self.sizes_KG)
-        self._executed_rate_K = rate(self._laid_KG())
-        self._grade_rate_K = self.batch * self._cost(self.plan.costs.grade_flops, self._laid_KG())
-        self._forward_K = self._cost(self.plan.costs.flops, self._laid_KG())
+    def _laid(self) -> dict[str, Tensor]:
+        """The sizes at which the lanes are laid out, [K] a gate (a topology's units [K, U])."""
+        lanes = [self.network.laid(sizes) for sizes in self.program.sizes]
+        return {
+            gate: torch.stack([torch.as_tensor(lane[gate], dtype=torch.float64) for lane in lanes])
+            for gate in self.network.gates
+        }
 
-    def _laid_KG(self) -> Tensor:
-        laid = torch.tensor(self.program.sizes, dtype=torch.float64)
-        return laid.reshape(len(self.program.sizes), -1)
-
-    def _cost(self, of: Callable[[Mapping[str, Tensor]], Tensor | float], sizes_KG: Tensor) -> np.ndarray:
-        found = of(self.network.named(list(sizes_KG.unbind(1))))
-        return np.broadcast_to(np.asarray(found, dtype=np.float64), (len(sizes_KG),))
+    def _by_lane(self, cost: Tensor | float) -> np.ndarray:
+        return np.broadcast_to(np.asarray(cost, dtype=np.float64), (len(self.lanes),))
 
     def _measured(self) -> dict[str, np.ndarray]:
         if self.architecture is not None:
@@ -203,7 +204,7 @@ class FusedRun:
 
     def whole_points(self) -> list[Point]:
         """Each lane's point, whole."""
-        ends = zip(self.lanes, self.sizes_KG.tolist(), strict=True)
+        ends = zip(self.lanes, self.numbers_KM.tolist(), strict=True)
         return [self.plan.rounded(self._at(trial.point, n_G)) for (trial, _), n_G in ends]
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
@@ -220,31 +221,34 @@ class FusedRun:
     def _architecture_of(self, i: int) -> dict[str, float]:
         if not self.plan.gradient:
             return {}
-        sizes_G = self._of(i, self.sizes_KG.numpy()).mean(0)
-        return {gate: float(n) for gate, n in self.network.named(sizes_G).items()}
+        numbers_M = self._of(i, self.numbers_KM.numpy()).mean(0)
+        return {name: float(n) for name, n in zip(self.network.numbers, numbers_M, strict=True)}
 
     def _point(self, i: int) -> Point:
         """Where a trial's point is now: what moved, within its range; replicates' mean."""
-        return self._at(self.bundle.trials[i].point, self._of(i, self.sizes_KG.numpy()).mean(0))
+        return self._at(self.bundle.trials[i].point, self._of(i, self.numbers_KM.numpy()).mean(0))
 
-    def _at(self, point: Point, sizes_G: Sequence[float]) -> Point:
+    def _at(self, point: Point, numbers_M: Sequence[float]) -> Point:
         """A point with the sizes to which it moved."""
         if not self.plan.gradient:
             return dict(point)
-        moved, sizes = self.plan.space.moved(), self.network.named([float(n) for n in sizes_G])
+        moved, numbers = self.plan.space.moved(), dict(zip(self.network.numbers, map(float, numbers_M), strict=True))
 
         def now(name: str, value: Value) -> Value:
-            parameter = moved.get(name)
-            if name not in sizes or not isinstance(parameter, Width):
+            if name not in numbers or name not in moved:
                 return value
-            return float(min(max(sizes[name], parameter.low), parameter.high))
+            return float(min(max(numbers[name], moved[name].low), moved[name].high))
 
         return {name: now(name, value) for name, value in point.items()}
 
-    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], sizes: Sequence[Sequence[float]]) -> float:
+    def _worth(
+        self, i: int, metrics: Mapping[str, np.ndarray], sizes: Sequence[Sequence[float]], *, whole: bool
+    ) -> float:
         """The mean worth of a trial's replicates, each at its own sizes."""
         lanes = range(i * self.plan.seeds, (i + 1) * self.plan.seeds)
-        each = [self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes[k]) for k in lanes]
+        each = [
+            self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes[k], whole=whole) for k in lanes
+        ]
         return float(np.mean(each))
 
     def _means(self, i: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -272,10 +276,11 @@ class FusedRun:
         rounded, means = self.plan.rounded(point), self._means(i, metrics or {})
         value, found = math.nan, {}
         if metrics and whole:
-            value = self._worth(i, metrics, self.sizes_KG.tolist())
-            at_whole = self._worth(i, whole, [self.network.sizes(point) for point in self.whole_points()])
+            value = self._worth(i, metrics, self.numbers_KM.tolist(), whole=not self.plan.fractional)
+            ends = [self.network.sizes(point) for point in self.whole_points()]
+            at_whole = self._worth(i, whole, ends, whole=True)
             gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
-            found = {**means, **self.plan.priced(self.network.sizes(rounded)), **gap}
+            found = {**means, **self.plan.priced(self.network.sizes(rounded), whole=True), **gap}
         finite = math.isfinite(value)
         return outcome_of(
             trial,

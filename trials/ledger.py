@@ -12,15 +12,13 @@ def most_flops(plan: Plan, point: Point) -> float:
         return 0.0
     training = plan.training.at(point)
     steps = training.steps(len(plan.task.rows(*plan.train_splits).y))
-    own = plan.network.maxima(plan.space) if plan.fractional else plan.network.sizes(plan.rounded(point))
-    sizes = plan.shape_class(point) or own
-    named = plan.network.named(sizes)
-    step = training.batch_size * plan.costs.training_flops(named)
+    named, relaxed = plan.laid(point), plan.fractional
+    step = training.batch_size * plan.costs.training_flops(named, relaxed)
     moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0
     move = training.batch_size * plan.costs.grade_flops(named) * (2 if plan.grows_by_gradient else 1)
     measured = min(plan.evaluations, steps) + plan.fractional  # once more at whole sizes
     rows = len(plan.task.rows(plan.scored).y) * measured
-    forward = plan.costs.flops(named)
+    forward = plan.costs.flops(named, relaxed)
     return float(plan.seeds * (steps * step + moves * move + rows * forward))
 
 

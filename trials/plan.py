@@ -43,6 +43,10 @@ class Plan:
     scored: str = "selection"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.network is not None:
+            object.__setattr__(self, "network", self.network.within(self.space))
+
     @property
     def costs(self) -> Costs:
         """The network's costs as a function of its gates' sizes."""
@@ -50,16 +54,16 @@ class Plan:
         assert self.task is not None
         return self.network.costs(self.task.shape, self.task.outputs)
 
-    def priced(self, sizes: Sequence[float]) -> dict[str, float]:
-        """What a network of these sizes costs, as metrics are called: `flops` is what a trial spends."""
+    def priced(self, sizes: Sequence[float], *, whole: bool = False) -> dict[str, float]:
+        """What a network of these numbers costs, as metrics are called: `flops` is what a trial spends."""
         assert self.network is not None
-        costs = self.costs.of(self.network.named(sizes))
+        costs = self.costs.of(self.network.named(sizes, whole=whole))
         return {COST_METRICS[name]: float(cost) for name, cost in costs.items()}
 
-    def worth(self, metrics: Mapping[str, float], sizes: Sequence[float]) -> float:
-        """The value of a network of these sizes that has these metrics: the objective's metric and its penalty; NaN
+    def worth(self, metrics: Mapping[str, float], sizes: Sequence[float], *, whole: bool = False) -> float:
+        """The value of a network of these numbers that has these metrics: the objective's metric and its penalty; NaN
         where the metric was not measured."""
-        costs = self.priced(sizes)
+        costs = self.priced(sizes, whole=whole)
         value = {**metrics, **costs}.get(self.metric, math.nan) if metrics else math.nan
         penalty = sum(weight * costs[COST_METRICS[name]] for name, weight in self.penalty.items())
         return value + (penalty if self.mode == "min" else -penalty)
@@ -71,15 +75,43 @@ class Plan:
             return False
         return self.augmented or not isinstance(self.network, MLP | None)
 
+    def laid(self, point: Point) -> dict[str, Any]:
+        """The sizes at which a trial at `point` executes at most, as costs know them."""
+        network = self.network
+        assert network is not None
+        if sizes := self.shape_class(point):
+            return network.laid(sizes)
+        if not self.fractional:
+            return network.laid(list(network.whole_sizes(self.rounded(point)).values()))
+        return network.laid(
+            [self._most(gate, n) for gate, n in zip(network.gates, network.maxima(self.space), strict=True)]
+        )
+
+    def _most(self, gate: str, maximum: int) -> int:
+        """What a lane of real sizes may come to at most: all units, and the least stride."""
+        assert self.network is not None
+        if self.network.role(gate) != "stride":
+            return maximum
+        return max(1, int(self.network.ends(self.space)[1][gate]))  # type: ignore[arg-type]
+
     def shape_class(self, point: Point) -> tuple[int, ...]:
-        """The sizes that a bundle of such points is laid out at, where it is padded; () where each lane has its own."""
+        """The sizes that a bundle of such points is laid out at, where it is padded; () where each lane has its own.
+        Lanes of one bundle have the same whole strides, or room for the least that a gradient can come to; every lane
+        has all units of a topology."""
         if not self.padded:
             return ()
-        assert self.network is not None
-        maxima = self.network.maxima(self.space)
-        whole = self.fractional or (isinstance(self.network, Own) and self.network.whole)
-        sizes = maxima if whole else self.network.sizes(self.rounded(point))
-        return tuple(min(1 << (math.ceil(n) - 1).bit_length(), most) for n, most in zip(sizes, maxima, strict=True))
+        network = self.network
+        assert network is not None
+        whole = self.fractional or (isinstance(network, Own) and network.whole)
+        sizes, found = network.whole_sizes(self.rounded(point)), list[int]()
+        for gate, most in zip(network.gates, network.maxima(self.space), strict=True):
+            role, size = network.role(gate), sizes[gate]
+            if role == "topology" or self.fractional or (whole and role != "stride"):
+                found.append(self._most(gate, most))
+            else:
+                assert isinstance(size, int)
+                found.append(size if role == "stride" else min(1 << max(size - 1, 0).bit_length(), most))
+        return tuple(found)
 
     @property
     def augmented(self) -> bool:

@@ -10,14 +10,17 @@ to those where the training ended.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from search_spaces.flow import Flow, Untraceable
+from search_spaces.kept import roles_of
 from search_spaces.materialise import masked, materialise
-from search_spaces.width import HeldGate, gates_of
+from search_spaces.network import Size
+from search_spaces.width import Gate, HeldGate, gates_of
 from trials.batches import Rows
 from trials.fused import FusedRun
 from trials.metrics import measure
@@ -49,26 +52,30 @@ def reproduce(plan: Plan, trial: Trial, device: torch.device | str = "cpu") -> R
     )
     outcome = next(record for record in run.records() if isinstance(record, Outcome))
     module = run.program.module(0).cpu().eval()
-    sizes = {gate: int(n) for gate, n in plan.network.named(plan.network.sizes(run.whole_points()[0])).items()}
+    whole = run.whole_points()[0]
     example = torch.zeros(2, *plan.task.shape)
-    network = plain_of(module, example, sizes)
+    network = plain_of(module, example, plan.network.whole_sizes(whole))
     rows = Rows.of(plan.task, plan.scored, dense=False, device=torch.device("cpu"))
     with torch.no_grad():
         logits_KOR = torch.cat([network(x).mT.unsqueeze(0) for x in rows.chunks()], 2)
     metrics = {name: float(v) for name, v in measure(plan.task.kind, logits_KOR, rows.y_R).items()}
-    value = plan.worth(metrics, list(map(float, plan.network.sizes(run.whole_points()[0]))))
+    value = plan.worth(metrics, plan.network.sizes(whole), whole=True)
     return Reproduced(network=network, example=example, outcome=outcome, value=value)
 
 
-def plain_of(module: nn.Module, example: Tensor, sizes: dict[str, int]) -> nn.Module:
+def plain_of(module: nn.Module, example: Tensor, sizes: Mapping[str, Size]) -> nn.Module:
     """The plain network of a lane's module at whole sizes, a run-time factor of its grades folded into its weights."""
-    gates = gates_of(module)
-    own = {name: min(sizes[name], gate.maximum) for name, gate in gates.items()}
+    gates, roles = gates_of(module), roles_of(module)
+    own = {name: _fitting(sizes[name], gate, roles[name]) for name, gate in gates.items()}
     try:
         flow = Flow(module, example)
     except Untraceable:
         return masked(module, own)
-    factors = {name: float(gate.m.max()) for name, gate in gates.items() if isinstance(gate, HeldGate)}
+    factors = {
+        name: float(gate.m.max())
+        for name, gate in gates.items()
+        if isinstance(gate, HeldGate) and roles[name] == "width"
+    }
     with torch.no_grad():
         for use in {use.path: use for use in flow.uses if use.kind in ("linear", "conv")}.values():
             columns = [
@@ -78,3 +85,8 @@ def plain_of(module: nn.Module, example: Tensor, sizes: dict[str, int]) -> nn.Mo
             column_I = torch.cat(columns).to(weight)
             weight.mul_(column_I.view(1, -1, *(1,) * (weight.dim() - 2)))
     return materialise(flow, own)
+
+
+def _fitting(size: Size, gate: Gate, role: str) -> Size:
+    """A whole size, but no more units or blocks than the lane was laid out for."""
+    return min(size, gate.maximum) if isinstance(size, int) and role in ("width", "depth") else size

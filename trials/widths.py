@@ -1,4 +1,4 @@
-"""The widths of many lanes on their way: memberships' parameters as coordinates that a step can move.
+"""The architecture of many lanes as coordinates that a step can move: widths, strides, depths, topologies.
 
     >>> widths = Widths(gates, n_KG, [scale_or_None, ...])
     >>> lanes.regate(widths.grades(), widths.reach())
@@ -6,15 +6,17 @@
 
 A membership with a size of its own (interval, band, nested, fuzzy) has the coordinate n, on the scale of its parameter
 in the space; numbers for each index (fuzzy's z, a support's f, concrete's log_alpha) are coordinates on fixed scales.
-A gate that nothing moves keeps its coordinates. Everything is float64.
+A stride is its own coordinate and its own only grade; a topology's numbers are coordinates w in [0, 1]. A gate that
+nothing moves keeps its coordinates. Everything is float64.
 
 Under `ntk` a unit's grade carries the run-time factor sqrt(N / n), so that what is read keeps its scale at every size.
 
-Legend of shape suffixes: K lanes, G gates, P coordinates, N units of a gate.
+Legend of shape suffixes: K lanes, G gates, M numbers (a topology has several), P coordinates, N units of a gate.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,30 +25,67 @@ import torch
 from torch import Tensor
 
 from search_spaces.membership import BISECTIONS, MEMBERSHIPS, Membership, Parameters, annealed, cosines
+from search_spaces.network import Size
+from search_spaces.topology import TEMPERATURE, grades, hard_grades
+from search_spaces.wiring import Topology
 
 Scale = tuple[float, float, bool]  # low, high, log
 
 #: the ranges of numbers that belong to an index rather than to a width
 RANGES: dict[str, Scale] = {"z": (-8.0, 4.0, False), "f": (-3.0, 3.0, False), "log_alpha": (-10.0, 10.0, False)}
+RANGES["w"] = (0.0, 1.0, False)  # a topology's
 STILL: Scale = (1.0, 1.0, False)
 FAINT = 1e-30  # a grade that makes a unit a member and lets it say nothing
+LEAST = 1e-3  # the size below which memberships in log size do not begin
 BLOCK = 8  # a lane is laid out in blocks of units, so that it is not laid anew at every move
+
+
+def _as_it_is(n: Tensor, maximum: int, t: float) -> dict[str, Tensor]:
+    return {"n": n.clone()}
+
+
+STRIDE = Membership(
+    "stride", _as_it_is, lambda p, maximum, t, noise: p["n"].unsqueeze(-1), lambda p, maximum, t: p["n"]
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(topology: Topology) -> Membership:
+    """A topology's numbers as a membership of its units."""
+    return Membership(
+        "topology",
+        lambda n, maximum, t: {"w": n.clone()},
+        lambda p, maximum, t, noise: grades(topology, p["w"], t),
+        lambda p, maximum, t: p["w"],
+        sized=False,
+        temperature=TEMPERATURE,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateKind:
-    """One gate of a program: its name, its greatest size, its membership, and the scale on which it moves (None: it
-    stays where it is). `tau` are the temperatures that training begins and ends with."""
+    """One gate of a program: its name, how many grades it has, its membership, and the scale on which it moves (None:
+    it stays where it is). `role` is what it gives a size to, `topology` whose units it grades. `tau` are the
+    temperatures that training begins and ends with."""
 
     name: str
     maximum: int
     membership: str = "interval"
     scale: Scale | None = None
     tau: tuple[float, float] | None = None
+    role: str = "width"
+    topology: Topology | None = None
 
     @property
     def kind(self) -> Membership:
-        return MEMBERSHIPS[self.membership]
+        if self.topology is not None:
+            return _graph(self.topology)
+        return STRIDE if self.role == "stride" else MEMBERSHIPS[self.membership]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return 1 if self.topology is None else self.topology.size
 
     def temperature(self, share: float) -> float:
         """The temperature when that share of the training is done."""
@@ -58,7 +97,7 @@ class Widths:
     """The architecture of K lanes.
 
     Args:
-        start: the real sizes where the lanes begin, [K, G].
+        start: the numbers where the lanes begin, [K, M]: real sizes, and a topology's.
         factor: whether grades carry the run-time factor of `ntk`.
     """
 
@@ -68,9 +107,15 @@ class Widths:
         self.places: list[dict[str, slice]] = []
         self.scales: list[Scale] = []
         columns: list[Tensor] = []
-        for g, gate in enumerate(self.gates):
+        first = 0
+        for gate in self.gates:
             places = {}
-            for name, value in gate.kind.start(start[:, g], gate.maximum, gate.temperature(0.0)).items():
+            own_KM = start[:, first : first + gate.numbers]
+            first += gate.numbers
+            n = own_KM if gate.topology is not None else own_KM[:, 0]
+            if gate.membership != "interval":
+                n = n.clamp(min=LEAST)
+            for name, value in gate.kind.start(n, gate.maximum, gate.temperature(0.0)).items():
                 value_KP = value.unsqueeze(1) if value.dim() == 1 else value
                 places[name] = slice(len(self.scales), len(self.scales) + value_KP.shape[1])
                 moving = gate.scale if name == "n" else RANGES[name]
@@ -83,18 +128,35 @@ class Widths:
         """Move the lanes."""
         self.coordinates_KP = coordinates_KP
 
-    def sizes_of(self, coordinates_KP: Tensor) -> list[Tensor]:
-        """Each gate's real size, [K], as a differentiable function of the coordinates."""
-        return [
-            gate.kind.size(p, gate.maximum, gate.temperature(self.share))
-            for gate, p in zip(self.gates, self._parameters(coordinates_KP), strict=True)
-        ]
+    def numbers_of(self, coordinates_KP: Tensor) -> list[Tensor]:
+        """Each number, [K], as a differentiable function of the coordinates: real sizes, and a topology's."""
+        found: list[Tensor] = []
+        for g, gate in enumerate(self.gates):
+            n = self._size(g, coordinates_KP)
+            found += [n] if gate.topology is None else n.unbind(1)
+        return found
+
+    def _size(self, g: int, coordinates_KP: Tensor) -> Tensor:
+        gate = self.gates[g]
+        return gate.kind.size(self._parameters(coordinates_KP)[g], gate.maximum, gate.temperature(self.share))
+
+    @property
+    def numbers_KM(self) -> Tensor:
+        """The numbers, [K, M]."""
+        numbers = self.numbers_of(self.coordinates_KP)
+        return torch.stack(numbers, 1) if numbers else self.coordinates_KP.new_zeros(len(self.coordinates_KP), 0)
 
     @property
     def sizes_KG(self) -> Tensor:
-        """The real sizes, [K, G]."""
-        sizes = self.sizes_of(self.coordinates_KP)
-        return torch.stack(sizes, 1) if sizes else self.coordinates_KP.new_zeros(len(self.coordinates_KP), 0)
+        """Each gate's real size, [K, G]; 0 of a topology, which has none."""
+        sizes = [
+            self._size(g, self.coordinates_KP) if gate.topology is None else self.coordinates_KP.new_zeros(len(self))
+            for g, gate in enumerate(self.gates)
+        ]
+        return torch.stack(sizes, 1) if sizes else self.coordinates_KP.new_zeros(len(self), 0)
+
+    def __len__(self) -> int:
+        return len(self.coordinates_KP)
 
     @property
     def draws(self) -> list[int]:
@@ -120,14 +182,23 @@ class Widths:
             (gradient_KP,) = torch.autograd.grad(grades, coordinates_KP, [g.cpu().double() for g in by_grade])
         return gradient_KP
 
-    def whole_grades(self, sizes_KG: Tensor) -> list[Tensor]:
-        """Grades 1 for each gate's surest units, as many as its whole size says, and 0 for the others."""
-        found = []
+    def whole_grades(self, numbers_KM: Tensor) -> list[Tensor]:
+        """The grades of whole numbers: 1 for each gate's surest units, as many as its size says, and 0 for the others;
+        a stride itself; a topology's units as they round."""
+        found, first = [], 0
         for g, grades_KN in enumerate(self._grades(self.coordinates_KP, None)):
-            sure_KN = self._sureness(g, grades_KN)
-            place_KN = torch.argsort(torch.argsort(sure_KN, dim=1, descending=True, stable=True), dim=1, stable=True)
-            ones_KN = (place_KN < sizes_KG[:, g : g + 1]).double()
-            found.append(ones_KN * self._factor(sizes_KG[:, g].double(), self.gates[g]))
+            gate, own_KM = self.gates[g], numbers_KM[:, first : first + self.gates[g].numbers].double()
+            first += gate.numbers
+            if gate.topology is not None:
+                found.append(hard_grades(gate.topology, own_KM))
+            elif gate.role == "stride":
+                found.append(own_KM)
+            else:
+                sure_KN = self._sureness(g, grades_KN)
+                place_KN = torch.argsort(
+                    torch.argsort(sure_KN, dim=1, descending=True, stable=True), dim=1, stable=True
+                )
+                found.append((place_KN < own_KM).double() * self._factor(own_KM[:, 0], gate))
         return found
 
     def _sureness(self, g: int, grades_KN: Tensor) -> Tensor:
@@ -145,11 +216,11 @@ class Widths:
         as little as needed."""
         found_KP = coordinates_KP.clone()
         for g, (gate, places) in enumerate(zip(self.gates, self.places, strict=True)):
-            if gate.scale is None or "n" in places:
+            if gate.scale is None or "n" in places or gate.topology is not None:
                 continue
             (place,) = places.values()
             low, high, _ = gate.scale
-            n_K = self.sizes_of(found_KP)[g]
+            n_K = self._size(g, found_KP)
             for bound, out_K in ((low, n_K < low), (high, n_K > high)):
                 if out_K.any():
                     shifted_KP = self._shifted(found_KP, g, place, bound)
@@ -169,31 +240,39 @@ class Widths:
             # a support's first cosine is its constant
             end = place.start + 1 if self.gates[g].membership == "support" else place.stop
             moved_KP[:, place.start : end] += middle_K1
-            large_K1 = (self.sizes_of(moved_KP)[g] > size).unsqueeze(1)
+            large_K1 = (self._size(g, moved_KP) > size).unsqueeze(1)
             low_K1, high_K1 = torch.where(large_K1, low_K1, middle_K1), torch.where(large_K1, middle_K1, high_K1)
         return moved_KP
 
-    def reach(self, laid: Sequence[Sequence[int]] | None = None) -> list[tuple[int, ...]]:
-        """Units to lay out, lane by lane: those that may speak now, in blocks, given how many are laid out now."""
+    def reach(self, laid: Sequence[Sequence[Size]] | None = None) -> list[tuple[Size, ...]]:
+        """What to lay out, lane by lane: the units that may speak now, in blocks, given how many are laid out now; the
+        greatest whole stride whose map has room for the live cells; all units of a topology."""
         needed_KG = [
             [self._needed(gate, n) for gate, n in zip(self.gates, lane, strict=True)] for lane in self.sizes_KG.tolist()
         ]
-        before = laid or [[0] * len(self.gates)] * len(needed_KG)
+        before: Sequence[Sequence[Size]] = laid or [[0] * len(self.gates)] * len(needed_KG)
         return [
             tuple(self._laid(gate, n, now) for gate, n, now in zip(self.gates, lane, old, strict=True))
             for lane, old in zip(needed_KG, before, strict=True)
         ]
 
     @staticmethod
-    def _laid(gate: GateKind, n: int, now: int) -> int:
+    def _laid(gate: GateKind, n: int, now: Size) -> Size:
+        if gate.topology is not None or isinstance(now, tuple):
+            return tuple(range(gate.maximum))
+        if gate.role == "stride":
+            return now if n - 1 <= now <= n and now > 0 else n  # not laid anew while it hovers about a whole one
         if gate.scale is None:
             return max(n, now)
-        return now if n <= now <= n + BLOCK else min(-(-n // BLOCK) * BLOCK, gate.maximum)
+        block = BLOCK if gate.role == "width" else 1
+        return now if n <= now <= n + block else min(-(-n // block) * block, gate.maximum)
 
     @staticmethod
     def _needed(gate: GateKind, n: float) -> int:
         """Units that may have a grade above 0: where it moves, the half-open boundary unit of an interval included."""
-        if gate.membership != "interval":
+        if gate.role == "stride":
+            return max(int(n), 1)
+        if gate.membership != "interval" or gate.topology is not None:
             return gate.maximum
         return min(math.ceil(n) if gate.scale is None else int(n) + 1, gate.maximum)
 
@@ -215,4 +294,5 @@ class Widths:
         return found
 
     def _factor(self, n_K: Tensor, gate: GateKind) -> Tensor | float:
-        return (gate.maximum / n_K.clamp(min=1e-9)).sqrt().unsqueeze(1) if self.factor else 1.0
+        factor = self.factor and gate.role == "width"
+        return (gate.maximum / n_K.clamp(min=1e-9)).sqrt().unsqueeze(1) if factor else 1.0

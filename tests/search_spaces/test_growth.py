@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from search_spaces.growth import GROWTHS, SLOPELESS, Units, Window, gradient_matrix, grown
-from search_spaces.networks import GROWTHS as DECLARED
+from search_spaces.network import GROWTHS as DECLARED
 
 N, BATCH, OUTPUTS = 6, 8, 3
 LIVING = torch.tensor([True, True, True, False, False, False])

@@ -22,7 +22,8 @@ from search_spaces import Space
 from search_spaces.cost import mlp_flops, mlp_parameters, mlp_training_flops
 from search_spaces.materialise import plain
 from search_spaces.mlp import ACTIVATION_MODULES, GatedMLP
-from search_spaces.networks import ACTIVATIONS, MLP
+from search_spaces.network import ACTIVATIONS
+from search_spaces.networks import MLP
 from search_spaces.rounding import excess, round_within
 from search_spaces.width import WidthGate, gates_of
 

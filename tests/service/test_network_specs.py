@@ -15,6 +15,7 @@ import torch
 
 from search_spaces import Invalid
 from search_spaces.networks import ConvNet, Own, Residual
+from search_spaces.own import Found
 from service.cli import main
 from service.driver import run
 from service.planning import plan_of
@@ -192,7 +193,7 @@ def test_an_own_network_is_found_with_its_gates_and_costs(folder: Path) -> None:
     checked, task = check(own(), directory=folder)
     network = checked.network
     assert isinstance(network, Own)
-    assert network.found == (("first", 8, "interval"), ("second", 6, "interval"))
+    assert network.found == (Found(name="first", maximum=8), Found(name="second", maximum=6))
     sizes = {"first": 5, "second": 3}
     assert network.costs(task.shape, 3).parameters(sizes) == (4 + 1) * 5 + (5 + 1) * 3 + (3 + 1) * 3
     assert checked.to_dict()["network"]["kind"] == "mine_own:network"

@@ -18,7 +18,8 @@ from torch.nn import functional
 from search_spaces import Space
 from search_spaces.membership import MEMBERSHIPS, annealed
 from search_spaces.mlp import ACTIVATION_MODULES
-from search_spaces.networks import ACTIVATIONS, MLP
+from search_spaces.network import ACTIVATIONS
+from search_spaces.networks import MLP
 from trials.architecture import Architecture
 from trials.fused import FusedRun
 from trials.hypergradients import Method
@@ -418,7 +419,7 @@ def test_replicates_are_measured_whole_each_at_its_own_sizes() -> None:
         torch.device("cpu"),
     )
     (outcome,) = outcomes(list(lanes.records()))
-    sizes = [[int(n + 0.5) for n in lane] for lane in lanes.sizes_KG.tolist()]
+    sizes = [[int(n + 0.5) for n in lane] for lane in lanes.numbers_KM.tolist()]
     assert len({tuple(lane) for lane in sizes}) > 1
     assert plan.task is not None
     x, y = (torch.from_numpy(part) for part in (plan.task.selection.x, plan.task.selection.y))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks.coordinates import change, exponent
-from search_spaces.networks import PARAMETRISATIONS, Residual
+from search_spaces.network import PARAMETRISATIONS
+from search_spaces.networks import Residual
 from search_spaces.parametrisation import REFERENCE, scaling
 from search_spaces.realise import realise
 from trials.batches import Rows

@@ -28,6 +28,7 @@ from trials.tasks.splitting import DEFAULT_FRACTIONS, deal
         ("uci/breast_cancer", 569, 30, 2, "classification"),
         ("uci/diabetes", 442, 10, 1, "regression"),
         ("uci/digits", 1797, 64, 10, "classification"),
+        ("uci/digits-images", 1797, 64, 10, "classification"),
         ("uci/iris", 150, 4, 3, "classification"),
         ("uci/wine", 178, 13, 3, "classification"),
     ],
@@ -47,7 +48,14 @@ def test_bundled_tables_have_their_known_shapes(name: str, rows: int, inputs: in
 
 
 def test_the_bundled_names_are_known_and_no_other() -> None:
-    assert known() == ("uci/breast_cancer", "uci/diabetes", "uci/digits", "uci/iris", "uci/wine")
+    assert known() == (
+        "uci/breast_cancer",
+        "uci/diabetes",
+        "uci/digits",
+        "uci/digits-images",
+        "uci/iris",
+        "uci/wine",
+    )
     assert "Did you mean 'uci/digits'" in faults("uci/digit")[0]
     assert "must be a name" in faults(3)[0]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from search_spaces.growth import Units, grown
 from search_spaces.mlp import GatedMLP
+from search_spaces.network import Size
 from search_spaces.width import HeldGate, gates_of, held
 from trials.lanes.dense import DenseLanes, DenseShape
 from trials.lanes.growing import AWAKE
@@ -58,9 +59,9 @@ class DenseProgram:
         self._members: list[list[Tensor]] = []
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
+    def sizes(self) -> list[tuple[Size, ...]]:
         """Each lane's sizes as laid out."""
-        return self.dense.sizes
+        return list(self.dense.sizes)
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         self.dense.attach(rule, hyper)
@@ -68,14 +69,15 @@ class DenseProgram:
     def regate(
         self,
         grades: Sequence[Tensor],
-        reach: Sequence[tuple[int, ...]],
+        reach: Sequence[tuple[Size, ...]],
         live: Tensor,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.dense.forget()
         self.dense.now = [tuple(lane) for lane in live.tolist()]
-        if list(reach) != self.dense.sizes:
-            self.dense.resize(reach)
+        units = [tuple(n for n in lane if isinstance(n, int)) for lane in reach]
+        if units != self.dense.sizes:
+            self.dense.resize(units)
         by_lane = self._by_lane(grades)
         if self._members and self.growth != "fresh":
             self._grow(by_lane, batch)

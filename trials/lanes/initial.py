@@ -10,7 +10,7 @@ Legend of shape suffixes: O outputs, I numbers that an output reads.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from search_spaces.cost import live
 from search_spaces.flow import Flow, Opaque, Use
 from search_spaces.flow_costs import channels_of
+from search_spaces.network import Size
 from search_spaces.norms import MaskedNorm
 from search_spaces.parametrisation import REFERENCE, Scaling, scaling
 from trials.lanes.places import Places, cut
@@ -109,6 +110,11 @@ class Start:
             for name, rate in ((f"{path}.weight", s.weight_lr), (f"{path}.bias", s.bias_lr)):
                 found.setdefault(name, rate)
         return found
+
+
+def units_only(sizes: Sequence[Mapping[str, Size]]) -> list[dict[str, float]]:
+    """The sizes that are numbers: a topology has none."""
+    return [{name: float(n) for name, n in lane.items() if isinstance(n, int | float)} for lane in sizes]
 
 
 def is_fixed(flow: Flow) -> bool:

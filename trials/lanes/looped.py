@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.flow import Use
-from search_spaces.kept import kept_units
+from search_spaces.kept import kept_units, sizes_kept, strides_of
 from search_spaces.materialise import narrowed, pruned
+from search_spaces.network import Size
 from search_spaces.realise import draws
 from search_spaces.width import HeldGate, gates_of
 from trials.lanes.growing import Growing
-from trials.lanes.initial import Identity, Start, is_fixed
+from trials.lanes.initial import Identity, Start, is_fixed, units_only
 from trials.lanes.layout import Layout
 from trials.lanes.places import Places, cut, paste, places
 from trials.lanes.program import in_chunks, loss_of, still
@@ -68,13 +69,13 @@ class LoopedLanes(Regated):
     def begin(
         self,
         identities: Sequence[Identity],
-        sizes: Sequence[Mapping[str, int]],
+        sizes: Sequence[Mapping[str, Size]],
         live: Sequence[Mapping[str, float]] | None = None,
     ) -> None:
         """Fresh lanes, laid out at `sizes` by gate and initialised for the real sizes `live`."""
         like = torch.zeros((), dtype=self.dtype, device=self.device)
         self.identities = list(identities)
-        self.born = self.live = [dict(lane) for lane in live or sizes]
+        self.born = self.live = [dict(lane) for lane in live or units_only(sizes)]
         self._home = [
             self.start.weights(identity, lane, like) for identity, lane in zip(identities, self.live, strict=True)
         ]
@@ -82,37 +83,42 @@ class LoopedLanes(Regated):
         self._home_state: list[dict[str, dict[str, Tensor]]] = [{} for _ in identities]
         self._lay(sizes)
 
-    def _lay(self, sizes: Sequence[Mapping[str, int]]) -> None:
+    def _lay(self, sizes: Sequence[Mapping[str, Size]]) -> None:
         """Build every lane's module at `sizes`, its parameters views of one buffer, filled from home."""
         kept = [self._kept(lane) for lane in sizes]
-        self.sizes = [tuple(len(units[gate]) for gate in self.gates) for units in kept]
+        self.sizes = [tuple(sizes_kept(self.flow, units)[gate] for gate in self.gates) for units in kept]
         self.modules: list[nn.Module] = [self._module(units) for units in kept]
         self.places = [places(self.flow, units, self.device) for units in kept]
-        names = [[name for name, _ in module.named_parameters()] for module in self.modules]
-        self.names = names[0]
-        shapes = [[(p.numel(), 1) for p in module.parameters()] for module in self.modules]
-        self.layout = Layout(shapes)
+        self.own = [dict(module.named_parameters()) for module in self.modules]
+        # a lane without a block or an edge has nothing of its parameters
+        self.names = [name for name, _ in self.flow.graph.named_parameters() if any(name in own for own in self.own)]
+        self.layout = Layout([[(own[n].numel() if n in own else 0, 1) for n in self.names] for own in self.own])
         self.weights = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
         for lane, module in enumerate(self.modules):
             owners = _owners(module)
-            for i, (path, parameter) in enumerate(list(module.named_parameters())):
+            for i, path in self._numbered(lane):
+                parameter = self.own[lane][path]
                 view = self._view(self.weights, lane, i).view(parameter.shape)
                 home = self._home[lane].get(path)
                 view.copy_(parameter.detach() if home is None else cut(home, self.places[lane].get(path)))
                 new = nn.Parameter(view)
                 new.grad = self._view(self.gradients_T, lane, i).view(parameter.shape)
+                self.own[lane][path] = new
                 for owner, name in owners[id(parameter)]:
                     setattr(owner, name, new)
         self.alive = None
 
-    def _kept(self, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-        if self._fixed and self.gated:
-            return {name: torch.arange(group.size) for name, group in self.flow.groups.items()}
-        return kept_units(self.flow, sizes)
+    def _numbered(self, lane: int) -> Iterator[tuple[int, str]]:
+        """The parameters that a lane has, each with its part of the buffer."""
+        return ((i, name) for i, name in enumerate(self.names) if name in self.own[lane])
+
+    def _kept(self, sizes: Mapping[str, Size]) -> dict[str, Tensor]:
+        return kept_units(self.flow, None if self._fixed and self.gated else sizes)
 
     def _module(self, kept: Mapping[str, Tensor]) -> nn.Module:
-        whole = all(len(units) == self.flow.groups[name].size for name, units in kept.items())
+        whole = all(len(units) == self.flow.gates[name].maximum for name, units in kept.items())
+        whole = whole and all(s == 1 for s in strides_of(self.flow, kept).values())
         if not self.gated:
             module: nn.Module = pruned(self.flow, kept)
         else:
@@ -135,20 +141,19 @@ class LoopedLanes(Regated):
         lr_T = self.layout.spread(self.hyper["lr"])
         for lane, sizes in enumerate(self.live):
             rates = self.start.rates(sizes)
-            for i, name in enumerate(self.names):
+            for i, name in self._numbered(lane):
                 if (rate := rates.get(name, 1.0)) != 1.0:
                     self._view(lr_T, lane, i).mul_(rate)
         self.optimiser.hyper["lr"] = lr_T if self.alive is None else lr_T * self.alive
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self, reach: Sequence[tuple[int, ...]]) -> None:
+    def _make_room(self, reach: Sequence[tuple[Size, ...]]) -> None:
         if not self._fixed and list(reach) != self.sizes:
             self._relay(reach)
 
     def _parts(self, buffer: Tensor, lane: int) -> dict[str, Tensor]:
-        named = self.modules[lane].named_parameters()
-        return {name: self._view(buffer, lane, i).view(p.shape) for i, (name, p) in enumerate(named)}
+        return {n: self._view(buffer, lane, i).view(self.own[lane][n].shape) for i, n in self._numbered(lane)}
 
     def _buffers_of(self, lane: int) -> dict[str, Tensor]:
         return dict(self.modules[lane].named_buffers())
@@ -161,17 +166,16 @@ class LoopedLanes(Regated):
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         for lane, module in enumerate(self.modules):
-            held = gates_of(module)
-            for g, name in enumerate(self.gates):
-                gate = held[name]
+            for name, gate in gates_of(module).items():  # a lane without blocks has no gate for them
+                g = self.gates.index(name)
                 assert isinstance(gate, HeldGate)
                 gate.m = grades[g][lane, : gate.maximum].to(self.device, self.dtype)
 
-    def _relay(self, reach: Sequence[tuple[int, ...]]) -> None:
+    def _relay(self, reach: Sequence[tuple[Size, ...]]) -> None:
         """Weights, optimiser state and running statistics go home; the lanes that changed are cut anew."""
         statistics = []
         for lane, module in enumerate(self.modules):
-            for i, name in enumerate(self.names):
+            for i, name in self._numbered(lane):
                 place = self.places[lane].get(name)
                 self._go_home(self._home[lane], name, self._view(self.weights, lane, i), module, place)
                 for slot, state_T in self.optimiser.state.items():
@@ -181,11 +185,12 @@ class LoopedLanes(Regated):
         self._lay([dict(zip(self.gates, lane, strict=True)) for lane in reach])
         self.attach(self.rule, self.hyper)
         for lane, module in enumerate(self.modules):
-            for i, name in enumerate(self.names):
+            for i, name in self._numbered(lane):
                 place = self.places[lane].get(name)
                 for slot, state_T in self.optimiser.state.items():
-                    view = self._view(state_T, lane, i)
-                    view.copy_(cut(self._home_state[lane][slot][name], place).reshape(view.shape))
+                    view, home = self._view(state_T, lane, i), self._home_state[lane][slot]
+                    if name in home:
+                        view.copy_(cut(home[name], place).reshape(view.shape))
             _restore(module, statistics[lane], self.places[lane])
 
     def _go_home(
@@ -232,15 +237,14 @@ class LoopedLanes(Regated):
         for lane, module in enumerate(self.modules):
             held = gates_of(module)
             with torch.enable_grad(), still(module), self._luck("move", lane):
-                leaves = []
-                for gate in self.gates:
-                    held[gate].m = held[gate].m.detach().requires_grad_()  # type: ignore[operator]
-                    leaves.append(held[gate].m)
+                for gate in held.values():
+                    gate.m = gate.m.detach().requires_grad_()  # type: ignore[operator]
                 loss = loss_of(self.loss, module(self._own(x, lane)), y_BO)
-                gradients = torch.autograd.grad(loss, leaves)  # type: ignore[arg-type]
-            for g, gate in enumerate(self.gates):
-                found[g][lane, : held[gate].maximum] = gradients[g]
-                held[gate].m = held[gate].m.detach()  # type: ignore[operator]
+                leaves: list[Tensor] = [gate.m for gate in held.values()]  # type: ignore[misc]
+                gradients = torch.autograd.grad(loss, leaves)
+            for (name, gate), gradient in zip(held.items(), gradients, strict=True):
+                found[self.gates.index(name)][lane, : gate.maximum] = gradient
+                gate.m = gate.m.detach()  # type: ignore[operator]
         return found
 
     def predict(self, x: Tensor) -> Tensor:
@@ -268,8 +272,9 @@ def _owners(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 def _statistics(module: nn.Module, uses: Sequence[Use], places: Mapping[str, Places]) -> dict[str, Statistics]:
     """Each batch norm's running mean and variance, the channels they belong to, and of how many batches they are."""
     found: dict[str, Statistics] = {}
+    there = dict(module.named_modules())
     for use in uses:
-        norm = module.get_submodule(use.path) if use.kind == "norm" else None
+        norm = there.get(use.path) if use.kind == "norm" else None
         rows = places.get(f"{use.path}.weight", (None, None))[0]
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and rows is not None:
             assert norm.running_var is not None
@@ -278,8 +283,11 @@ def _statistics(module: nn.Module, uses: Sequence[Use], places: Mapping[str, Pla
 
 
 def _restore(module: nn.Module, statistics: Mapping[str, Statistics], places: Mapping[str, Places]) -> None:
+    there = dict(module.named_modules())
     for path, (old, mean, variance, batches) in statistics.items():
-        norm = module.get_submodule(path)
+        norm = there.get(path)
+        if norm is None:
+            continue  # its block is gone
         rows = places[f"{path}.weight"][0]
         assert rows is not None
         width = int(max(old.max(), rows.max())) + 1
@@ -287,4 +295,4 @@ def _restore(module: nn.Module, statistics: Mapping[str, Statistics], places: Ma
             full = torch.full((width,), fresh, dtype=value.dtype, device=value.device)
             full[old] = value
             getattr(norm, name).copy_(full[rows])
-        norm.num_batches_tracked = batches  # type: ignore[assignment]
+        norm.num_batches_tracked = batches

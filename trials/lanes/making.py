@@ -18,8 +18,9 @@ from torch import Tensor
 
 from search_spaces import Point
 from search_spaces.flow import Opaque
+from search_spaces.layered import Striding
+from search_spaces.network import Size
 from search_spaces.networks import MLP, Network, Own
-from search_spaces.parameters import Real
 from search_spaces.realise import Realised, realise
 from trials.lanes.dense import DenseShape
 from trials.lanes.gated import DenseProgram
@@ -27,9 +28,12 @@ from trials.lanes.initial import Identity, Start
 from trials.lanes.looped import LoopedLanes
 from trials.lanes.program import Program
 from trials.lanes.vmapped import VmappedLanes
+from trials.noise import fold, uniform
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.widths import GateKind, Widths
+
+NEAR = 0.05  # how close to a whole stride one that a gradient moves begins beside it
 
 
 def is_dense(plan: Plan) -> bool:
@@ -58,17 +62,20 @@ def make(
     assert task is not None
     activation = str(points[0].get("activation", network.activation))
     maxima = network.maxima(plan.space)
-    sizes_KG = torch.tensor([network.sizes(point) for point in points], dtype=torch.float64).reshape(len(points), -1)
+    numbers_KM = torch.tensor([network.sizes(point) for point in points], dtype=torch.float64).reshape(len(points), -1)
     loss = "cross_entropy" if task.kind == "classification" else "mse"
     built = None if is_dense(plan) else _realised(network, task.shape, task.outputs, maxima, activation)
     opaque = built is not None and built.flow is None
     gated = plan.fractional or network.parametrisation == "ntk" or plan.padded or opaque
     kinds = gate_kinds(plan, points[0], maxima)
-    widths = Widths(kinds, sizes_KG, factor=network.parametrisation == "ntk") if gated else None
-    sizes = widths.reach() if widths else [tuple(int(n) for n in lane) for lane in sizes_KG.tolist()]
+    start_KM = jittered(plan, kinds, numbers_KM, identities)
+    widths = Widths(kinds, start_KM, factor=network.parametrisation == "ntk") if gated else None
+    sizes: list[tuple[Size, ...]] = (
+        list(widths.reach()) if widths else [tuple(network.whole_sizes(point).values()) for point in points]
+    )
     if plan.padded:
         sizes = [plan.shape_class(point) for point in points]
-    live = sizes_KG.tolist()
+    live = (widths or Widths(kinds, numbers_KM)).sizes_KG.tolist()
     lanes: DenseProgram | LoopedLanes | VmappedLanes
     if built is None:
         shape = DenseShape(
@@ -80,15 +87,17 @@ def make(
             maxima=maxima,
         )
         lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, device=device)
-        lanes.begin(identities, sizes, live)
+        lanes.begin(identities, [tuple(map(int, lane)) for lane in sizes], live)  # type: ignore[arg-type]
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)
         start = Start(flow=flow, gates=network.gates, parametrisation=network.parametrisation, optimizer=rule.kind)
         if not plan.padded:
             lanes = LoopedLanes(start, loss=loss, gated=gated, growth=network.growth, device=device)
         else:
-            lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, device=device)
-        lanes.begin(identities, [network.named(lane) for lane in sizes], [network.named(lane) for lane in live])
+            whole = not plan.fractional
+            lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, whole=whole, device=device)
+        by_gate = [dict(zip(network.gates, lane, strict=True)) for lane in sizes]
+        lanes.begin(identities, by_gate, [dict(zip(network.gates, lane, strict=True)) for lane in live])
     lanes.attach(rule, hyper)
     if widths is not None:
         lanes.regate(widths.members(), lanes.sizes, widths.sizes_KG)
@@ -99,25 +108,57 @@ def gate_kinds(plan: Plan, point: Point, maxima: Sequence[int]) -> list[GateKind
     """The gates of the plan's network, and how each moves. A gate on which the point is silent is whole."""
     network = plan.network
     assert network is not None
-    own = {name: kind for name, _, kind in network.found} if isinstance(network, Own) else {}
-    usual = "band" if plan.gradient else "interval"
+    moved = plan.space.moved() if plan.gradient else {}
     found = []
     for name, maximum in zip(network.gates, maxima, strict=True):
-        parameter = plan.space.moved().get(name) if plan.gradient else None
-        membership = own.get(name, usual) if network.membership == "auto" else network.membership
+        numbers = network.numbers_of(name)
+        parameter, there = moved.get(numbers[0]), numbers[0] in point
         ends = (network.tau, network.tau_end or network.tau) if network.tau else None
-        moves = isinstance(parameter, Real) and name in point
-        scale = (parameter.low, parameter.high, parameter.log) if isinstance(parameter, Real) and moves else None
+        role = network.role(name)
         found.append(
             GateKind(
                 name=name,
                 maximum=maximum,
-                membership=membership if plan.fractional and name in point else "interval",
-                scale=scale,
-                tau=ends,
+                membership=_membership(plan, name) if plan.fractional and there else "interval",
+                scale=(parameter.low, parameter.high, parameter.log) if parameter is not None and there else None,
+                tau=ends if role in ("width", "depth") else None,
+                role=role,
+                topology=network.topology_of(name),
             )
         )
     return found
+
+
+def _membership(plan: Plan, gate: str) -> str:
+    """The membership of a gate: the network's, or by default an interval, and a band for a width that moves."""
+    network = plan.network
+    assert network is not None
+    role = network.role(gate)
+    if role in ("stride", "topology"):
+        return "interval"
+    if network.membership != "auto":
+        return network.membership
+    if isinstance(network, Own):
+        return next(found.membership for found in network.found if found.name == gate)
+    return "band" if plan.gradient and role == "width" else "interval"
+
+
+def jittered(plan: Plan, kinds: Sequence[GateKind], numbers_KM: Tensor, identities: Sequence[Identity]) -> Tensor:
+    """Where lanes begin: a stride that a gradient moves begins beside a whole one, where its derivative would jump."""
+    network, start_KM = plan.network, numbers_KM.clone()
+    if not isinstance(network, Striding) or network.stride_kind != "shrink":
+        return start_KM
+    first = 0
+    for g, kind in enumerate(kinds):
+        if kind.role == "stride" and kind.scale is not None:
+            keys = [fold(seed, "jitter", number, replicate, g) for seed, number, replicate in identities]
+            u_K = torch.cat([uniform(key, 1, 1).reshape(1) for key in keys]).double()
+            s_K = start_KM[:, first]
+            near_K = (s_K - s_K.round()).abs() < NEAR
+            aside_K = (s_K + network.jitter * (2 * u_K - 1)).clamp(kind.scale[0], kind.scale[1])
+            start_KM[:, first] = torch.where(near_K, aside_K, s_K)
+        first += kind.numbers
+    return start_KM
 
 
 def _realised(

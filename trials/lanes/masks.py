@@ -10,17 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from search_spaces.flow import Segment, Use
+from search_spaces.flow import Flow, Segment, Use
 
 
-def speaking(uses: Sequence[Use], member: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def speaking(flow: Flow, member: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """For each parameter of each use: its path, whether each output speaks [O], and each input [I] (None: it has none).
 
     Args:
         member: for each gate, whether each unit that is laid out has a grade above 0.
     """
-    for use in uses:
-        rows_O = _spread(use.outputs, member)
+    for use in flow.uses:
+        rows_O = _spread(use.outputs, member) & _there(flow, use, member)
         if use.kind == "parameter":
             yield use.path, rows_O, None
             continue
@@ -44,16 +44,15 @@ def silenced(gates: Sequence[str], grades: Sequence[Tensor], before: Sequence[Ma
     ]
 
 
-def newcomers(
-    uses: Sequence[Use], before: Mapping[str, Tensor], now: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def newcomers(flow: Flow, before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """For each norm of a channel at a time: its path, and which channels have become members. Their running statistics
     begin anew, so that they do not depend on whether a resting channel was laid out."""
-    for use in uses:
+    for use in flow.uses:
         if use.kind != "norm":
             continue
         was = {name: as_long(before[name], len(flags)) for name, flags in now.items()}
-        yield use.path, _spread(use.outputs, now) & ~_spread(use.outputs, was)
+        speaks_O, spoke_O = (_spread(use.outputs, flags) & _there(flow, use, flags) for flags in (now, was))
+        yield use.path, speaks_O & ~spoke_O
 
 
 def rest(view: Tensor, rows_O: Tensor, columns_I: Tensor | None) -> None:
@@ -64,6 +63,13 @@ def rest(view: Tensor, rows_O: Tensor, columns_I: Tensor | None) -> None:
         of_rows.view(len(rows_O), len(columns_I), -1).mul_(columns_I.to(view)[None, :, None])
     if of_rows.data_ptr() != view.data_ptr():
         view.copy_(of_rows.view(view.shape))
+
+
+def _there(flow: Flow, use: Use, member: Mapping[str, Tensor]) -> Tensor:
+    """Whether a layer's block or edge is there at all."""
+    shares = [share for share in flow.shares.get(use.node, ()) if not share.absent]
+    flags = [bool(member[share.gate][share.index : share.index + 1].any()) for share in shares]
+    return torch.tensor(all(flags))
 
 
 def _spread(segments: Sequence[Segment], member: Mapping[str, Tensor]) -> Tensor:

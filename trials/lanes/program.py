@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from search_spaces.network import Size
 from trials.optimisers import Rule
 
 Identity = tuple[int, int, int]  # search seed, trial number, replicate
@@ -27,7 +28,7 @@ class Program(Protocol):
     """K lanes that train together. `sizes` are each lane's sizes as laid out, which its FLOPs follow."""
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
+    def sizes(self) -> list[tuple[Size, ...]]:
         """Each lane's sizes as laid out."""
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
@@ -36,7 +37,7 @@ class Program(Protocol):
     def regate(
         self,
         grades: Sequence[Tensor],
-        reach: Sequence[tuple[int, ...]],
+        reach: Sequence[tuple[Size, ...]],
         live: Tensor,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:

@@ -5,11 +5,14 @@ Legend of shape suffixes: K lanes, G gates, N units of a gate, O outputs of a la
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from search_spaces.kept import roles_of
+from search_spaces.network import Size
 from trials.lanes.growing import Growing, Lane
 from trials.lanes.initial import Identity, Start
 from trials.lanes.masks import newcomers, rest, silenced, speaking
@@ -25,7 +28,7 @@ class Regated:
 
     start: Start
     gates: list[str]
-    sizes: list[tuple[int, ...]]
+    sizes: list[tuple[Size, ...]]
     identities: list[Identity]
     born: list[dict[str, float]]
     live: list[dict[str, float]]
@@ -38,7 +41,7 @@ class Regated:
     def sample(self, grades: Sequence[Tensor]) -> None:
         raise NotImplementedError
 
-    def _make_room(self, reach: Sequence[tuple[int, ...]]) -> None:
+    def _make_room(self, reach: Sequence[tuple[Size, ...]]) -> None:
         """Lay lanes anew where that many units want it."""
         raise NotImplementedError
 
@@ -67,7 +70,7 @@ class Regated:
     def regate(
         self,
         grades: Sequence[Tensor],
-        reach: Sequence[tuple[int, ...]],
+        reach: Sequence[tuple[Size, ...]],
         live: Tensor,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:
@@ -77,7 +80,7 @@ class Regated:
         self.live = [dict(zip(self.gates, lane, strict=True)) for lane in live.tolist()]
         self._make_room(reach)
         members = [
-            {gate: grades[g][lane, : laid[g]] > 0 for g, gate in enumerate(self.gates)}
+            {gate: grades[g][lane, : self._laid(gate, laid[g])] > 0 for g, gate in enumerate(self.gates)}
             for lane, laid in enumerate(self.sizes)
         ]
         if self._members:
@@ -93,12 +96,21 @@ class Regated:
         self._set_rates()
         self.optimiser.forget(self.alive)
 
+    def _laid(self, gate: str, size: Size) -> int:
+        """How many of a gate's grades a lane has that is laid out so."""
+        return size if isinstance(size, int) and gate in self._counted else self.start.flow.gates[gate].maximum
+
+    @functools.cached_property
+    def _counted(self) -> frozenset[str]:
+        """The gates whose units or blocks are laid out in part."""
+        return frozenset(n for n, role in roles_of(self.start.flow.graph).items() if role in ("width", "depth"))
+
     def _speaking(self, members: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """1 for every weight between units that speak, 0 for the others, shaped as the weights."""
         alive = torch.ones_like(self.weights)
         for lane, member in enumerate(members):
             parts = self._parts(alive, lane)
-            for name, rows_O, columns_I in speaking(self.start.flow.uses, member):
+            for name, rows_O, columns_I in speaking(self.start.flow, member):
                 if name in parts:
                     rest(parts[name], rows_O, columns_I)
         return alive
@@ -106,7 +118,7 @@ class Regated:
     def _begin_statistics(self, members: Sequence[Mapping[str, Tensor]]) -> None:
         for lane, now in enumerate(members):
             buffers = self._buffers_of(lane)
-            for path, new_O in newcomers(self.start.flow.uses, self._members[lane], now):
+            for path, new_O in newcomers(self.start.flow, self._members[lane], now):
                 for name, value in FRESH.items():
                     if f"{path}.{name}" in buffers:
                         buffers[f"{path}.{name}"][new_O] = value

@@ -22,12 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.kept import kept_units
+from search_spaces.cells import CellBatchNorm, cell_statistics, normed, unbiased
+from search_spaces.kept import kept_units, roles_of, sizes_kept
 from search_spaces.materialise import narrowed
+from search_spaces.network import Size
 from search_spaces.width import gates_of
 from trials.lanes.growing import Growing
-from trials.lanes.initial import Identity, Start, is_fixed
+from trials.lanes.initial import Identity, Start, is_fixed, units_only
 from trials.lanes.places import Places, cut, places
 from trials.lanes.program import in_chunks, loss_of
 from trials.lanes.regating import Regated
@@ -37,7 +40,11 @@ Values = dict[str, Tensor]
 
 
 class VmappedLanes(Regated):
-    """K lanes of one network, laid out at one shape: each gate's greatest size among the lanes, as a power of two."""
+    """K lanes of one network, laid out at one shape: each gate's greatest size among the lanes, as a power of two.
+
+    Maps have room for the least stride among them; with `whole` all lanes have the same whole strides, and really
+    stride.
+    """
 
     def __init__(
         self,
@@ -46,10 +53,11 @@ class VmappedLanes(Regated):
         way: str = "unfolded",
         loss: str = "cross_entropy",
         growth: str = "fresh",
+        whole: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.start, self.flow, self.way, self.loss = start, start.flow, way, loss
+        self.start, self.flow, self.way, self.loss, self.whole = start, start.flow, way, loss, whole
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
         self._fixed = is_fixed(start.flow)
@@ -58,25 +66,24 @@ class VmappedLanes(Regated):
     def begin(
         self,
         identities: Sequence[Identity],
-        sizes: Sequence[Mapping[str, int]],
+        sizes: Sequence[Mapping[str, Size]],
         live: Sequence[Mapping[str, float]] | None = None,
     ) -> None:
         """Fresh lanes with room for `sizes` by gate, initialised for the real sizes `live`."""
-        self.born = self.live = [dict(lane) for lane in live or sizes]
+        self.born = self.live = [dict(lane) for lane in live or units_only(sizes)]
         self._members = []
         self.identities, self.lanes = list(identities), len(identities)
         self._lay(sizes)
 
-    def _lay(self, sizes: Sequence[Mapping[str, int]]) -> None:
-        kept = kept_units(self.flow, self._class(sizes))
-        self.sizes = [tuple(len(kept[gate]) for gate in self.gates)] * self.lanes
-        plain = copy.deepcopy(self.flow.graph) if self._fixed else narrowed(self.flow, kept)
-        self.net = lane_ready(plain, self.way).to(self.device, self.dtype).train()
+    def _lay(self, sizes: Sequence[Mapping[str, Size]]) -> None:
+        self.kept = kept_units(self.flow, self._class(sizes))
+        self.sizes = [tuple(sizes_kept(self.flow, self.kept)[gate] for gate in self.gates)] * self.lanes
+        self.net = lane_ready(self._module(), self.way).to(self.device, self.dtype).train()
         like = torch.zeros((), dtype=self.dtype, device=self.device)
         shapes = dict(self.net.named_parameters())
         self.weights = torch.zeros(self.lanes, sum(p.numel() for p in shapes.values()), dtype=self.dtype).to(like)
         self.views = self._views(self.weights)
-        place = places(self.flow, kept, self.device)
+        place = places(self.flow, self.kept, self.device)
         for k, (identity, lane) in enumerate(zip(self.identities, self.born, strict=True)):
             fresh = self.start.weights(identity, lane, like)
             for name, view in self.views.items():
@@ -92,13 +99,22 @@ class VmappedLanes(Regated):
         self.alive = None
         self._compile()
 
-    def _class(self, sizes: Sequence[Mapping[str, int]]) -> dict[str, int]:
-        """The shape class: powers of two that hold every lane."""
-        found = {}
-        for gate in self.gates:
-            maximum = self.flow.gates[gate].maximum
-            most = max(int(lane[gate]) for lane in sizes)
-            found[gate] = maximum if self._fixed else min(1 << (most - 1).bit_length(), maximum)
+    def _module(self) -> nn.Module:
+        """The network at the lanes' shape."""
+        return copy.deepcopy(self.flow.graph) if self._fixed else narrowed(self.flow, self.kept, whole=self.whole)
+
+    def _class(self, sizes: Sequence[Mapping[str, Size]]) -> dict[str, Size]:
+        """The shape class: powers of two that hold every lane, the least stride, every unit of a topology."""
+        found: dict[str, Size] = {}
+        for gate, role in roles_of(self.flow.graph).items():
+            maximum, lanes = self.flow.gates[gate].maximum, [lane[gate] for lane in sizes]
+            if role == "stride":
+                found[gate] = 1 if self._fixed else min(n for n in lanes if isinstance(n, int))
+            elif role == "topology":
+                found[gate] = tuple(range(maximum))
+            else:
+                most = max(n for n in lanes if isinstance(n, int))
+                found[gate] = maximum if self._fixed else min(1 << max(most - 1, 0).bit_length(), maximum)
         return found
 
     def _views(self, buffer_KP: Tensor) -> Values:
@@ -154,10 +170,11 @@ class VmappedLanes(Regated):
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self, reach: Sequence[tuple[int, ...]]) -> None:
+    def _make_room(self, reach: Sequence[tuple[Size, ...]]) -> None:
         """A lane that outgrows the class lays all of them anew, at their greatest sizes."""
-        if any(n > room for lane in reach for n, room in zip(lane, self.sizes[0], strict=True)):
-            self._relay(reach)
+        lanes = [dict(zip(self.gates, lane, strict=True)) for lane in (*reach, *self.sizes)]
+        if self._class(lanes) != dict(zip(self.gates, self.sizes[0], strict=True)):
+            self._relay(lanes)
 
     def _parts(self, buffer: Tensor, lane: int) -> dict[str, Tensor]:
         return {name: view[lane] for name, view in self._views(buffer).items()}
@@ -166,7 +183,7 @@ class VmappedLanes(Regated):
         return {name: buffer[lane] for name, buffer in self.buffers.items()}
 
     def _places_of(self, lane: int) -> Mapping[str, Places]:
-        return places(self.flow, kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True))), self.device)
+        return places(self.flow, self.kept, self.device)
 
     def _as_module(self, lane: int) -> nn.Module:
         return self.module(lane)
@@ -174,24 +191,24 @@ class VmappedLanes(Regated):
     def sample(self, grades: Sequence[Tensor]) -> None:
         """Take random grades for the coming step."""
         for g, name in enumerate(self.gates):
-            m_KN = grades[g][:, : self.sizes[0][g]].to(self.device, self.dtype)
-            for path in self._gate_names[name]:
-                if f"{path}.m" in self.buffers:
-                    self.buffers[f"{path}.m"] = m_KN
+            for path in self._gate_names.get(name, ()):
+                if (held := self.buffers.get(f"{path}.m")) is not None:
+                    self.buffers[f"{path}.m"] = grades[g][:, : held.shape[1]].to(self.device, self.dtype)
 
-    def _relay(self, reach: Sequence[tuple[int, ...]]) -> None:
+    def _relay(self, sizes: Sequence[Mapping[str, Size]]) -> None:
         """Lay all lanes anew at larger sizes: leading units keep weights, state and statistics."""
         weights, buffers = {n: v.clone() for n, v in self.views.items()}, self.buffers
         state = {slot: {n: v.clone() for n, v in self._views(s).items()} for slot, s in self.optimiser.state.items()}
-        before = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
-        self._lay([dict(zip(self.gates, lane, strict=True)) for lane in (*reach, *self.sizes)])
+        old = places(self.flow, self.kept, self.device)
+        self._lay(sizes)
         self.attach(self.rule, self.hyper)
-        after = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
-        old, new = places(self.flow, before, self.device), places(self.flow, after, self.device)
+        new = places(self.flow, self.kept, self.device)
         targets = {"": (self.views, weights)}
         targets |= {slot: (self._views(self.optimiser.state[slot]), saved) for slot, saved in state.items()}
         for views, saved in targets.values():
             for name, view in views.items():
+                if name not in saved:
+                    continue  # a block that had no room
                 whole = (None, None)
                 rows, columns = (_within(a, b) for a, b in zip(old.get(name, whole), new.get(name, whole), strict=True))
                 _paste_lanes(view, saved[name], rows, columns)
@@ -219,8 +236,9 @@ class VmappedLanes(Regated):
         """d(lane loss on this batch)/d(grade), [K, N] a gate."""
         gates = {name: self.buffers[f"{paths[0]}.m"] for name, paths in self._gate_names.items()}
         found = self._gate_gradients[self._apart(x)](gates, self.views, self.buffers, x, y_BO)
-        whole = [self.flow.gates[gate].maximum for gate in self.gates]
-        return [functional.pad(found[g], (0, n - found[g].shape[1])) for g, n in zip(self.gates, whole, strict=True)]
+        none_K0 = torch.zeros(self.lanes, 0, dtype=self.dtype, device=self.device)  # of blocks for which none has room
+        by_gate = [(found.get(gate, none_K0), self.flow.gates[gate].maximum) for gate in self.gates]
+        return [functional.pad(m_KN, (0, maximum - m_KN.shape[1])) for m_KN, maximum in by_gate]
 
     def predict(self, x: Tensor) -> Tensor:
         """Every lane's outputs, [K, O, R]."""
@@ -232,9 +250,7 @@ class VmappedLanes(Regated):
 
     def module(self, lane: int) -> nn.Module:
         """A lane as a module of its own."""
-        kept = kept_units(self.flow, dict(zip(self.gates, self.sizes[0], strict=True)))
-        module = copy.deepcopy(self.flow.graph) if self._fixed else narrowed(self.flow, kept)
-        module = module.to(self.device, self.dtype).train()
+        module = self._module().to(self.device, self.dtype).train()
         with torch.no_grad():
             for name, p in module.named_parameters():
                 p.copy_(self.views[name][lane])
@@ -265,7 +281,9 @@ def lane_ready(module: nn.Module, way: str) -> nn.Module:
     """The module with batch norms, and for `unfolded` convolutions, that bear vmap; in place."""
     for path, child in list(module.named_modules()):
         new: nn.Module | None = None
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(child, CellBatchNorm):
+            new = LaneCellBatchNorm(child)
+        elif isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             new = LaneBatchNorm(child)
         elif way == "unfolded" and isinstance(child, nn.Conv2d) and child.groups == 1:
             new = UnfoldedConv2d(child)
@@ -281,7 +299,7 @@ class LaneBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.eps, self.momentum = norm.eps, norm.momentum if norm.momentum is not None else 0.1
         self.weight, self.bias = norm.weight, norm.bias
@@ -298,12 +316,22 @@ class LaneBatchNorm(nn.Module):
             count = x.numel() // x.shape[1]
             self.seen = (mean.detach(), variance * (count / max(count - 1, 1)))
             return out
-        along = (1, -1, *(1,) * (x.dim() - 2))
-        scale = torch.rsqrt(self.running_var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        out = (x - self.running_mean.view(along)) * scale.view(along)
-        return out if self.bias is None else out + self.bias.view(along)
+        return normed(x, self.running_mean, self.running_var, self)
+
+
+class LaneCellBatchNorm(LaneBatchNorm):
+    """The same over live cells."""
+
+    def __init__(self, norm: CellBatchNorm) -> None:
+        super().__init__(norm)
+        self.axes, self.gates = norm.axes, norm.gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        mean, variance, count = cell_statistics(self.axes, self.gates, x)
+        self.seen = (mean.detach(), unbiased(variance, count).detach())
+        return normed(x, mean, variance, self)
 
 
 class UnfoldedConv2d(nn.Module):
