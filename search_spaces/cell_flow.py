@@ -64,12 +64,14 @@ class CellFlow:
     Attributes:
         axes: of each tensor that has shrunk, how far, by axis.
         faults: strides whose maps enter what cannot be followed, in sentences.
+        blamed: the names of their gates.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph, self.gates = graph, gates_of(graph)
         self.axes: dict[fx.Node, Axes] = {}
         self.faults: list[str] = []
+        self.blamed: set[str] = set()
         self._made: dict[tuple[fx.Node, type[nn.Module]], fx.Node] = {}
         self._placed: dict[str, tuple[Extent, ...]] = {}  # strides, each before the extents it was put
         nodes = list(graph.graph.nodes)
@@ -315,6 +317,7 @@ class CellFlow:
     def _fault(self, node: fx.Node, sources: Sequence[fx.Node]) -> None:
         name = "the output" if node.op == "output" else f"`{node.name}`"
         gates = dict.fromkeys(gate for n in sources for e in self.axes[n].values() for gate in e.gates)
+        self.blamed.update(gates)
         self.faults.append(
             f"network: the map of {', '.join(map(repr, gates))} must meet only convolutions, norms and activations, "
             f"sums of maps that shrank alike, poolings, and in the end a mean over all places, but it enters "

@@ -1,67 +1,95 @@
-"""One line makes an ordinary network searchable: gates where they belong, and the space of their widths.
+"""One line makes an ordinary network searchable: gates where they belong, and the space of what they give a size to.
 
-    >>> network, space = make_continuous(resnet, width=(0.1, 1.0))
+    >>> network, space = make_continuous(resnet, width=(0.1, 1.0), stride=(1, 4), depth=(0.0, 1.0))
     >>> list(space.parameters)
-    ['width.stem.conv', 'width.layer1.0.conv1', ...]
+    ['width.stem.conv', 'width.layer1.0.conv1', ..., 'stride.layer2.0.conv1', 'depth.layer1', ...]
 
 Each group of channels (a layer's, or all that a residual sum ties together) gets one width, named for the layer that
 writes it first. A gate stands at every read: a layer sees m (.) h, while sums and norms work on h itself, so that each
-grade multiplies what is read exactly once. Norms across channels become masked ones.
+grade multiplies what is read exactly once. Norms across channels become masked ones. What strides may have a real
+stride (`search_spaces.continuous_strides`), residual blocks in a row a real depth (`continuous_depths`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
+from search_spaces.continuous_depths import insert_depths
+from search_spaces.continuous_strides import insert_strides
+from search_spaces.extent import KINDS, least_stride
 from search_spaces.faults import Invalid, unknown
 from search_spaces.flow import Flow, Group
+from search_spaces.layered import STRIDE
 from search_spaces.norms import MaskedLayerNorm, MaskedNorm, MaskedRMSNorm
-from search_spaces.parameters import Parameter, Width, is_real
+from search_spaces.parameters import Depth, Parameter, Stride, Width, is_real
 from search_spaces.space import Space
-from search_spaces.width import Gate, GateRow, WidthGate
+from search_spaces.stride import StrideGate
+from search_spaces.width import DepthGate, Gate, GateRow, WidthGate
 
 GUESSES = (32, 28, 64, 224, 96, 16, 128, 299, 8)  # sides of an input image, tried in this order
 
 
 def make_continuous(
     module: nn.Module,
-    width: tuple[float, float] = (0.1, 1.0),
+    width: tuple[float, float] | None = (0.1, 1.0),
     *,
+    stride: tuple[float, float] | None = None,
+    depth: tuple[float, float] | None = None,
     example: Tensor | Sequence[int] | None = None,
     membership: str = "interval",
+    kind: str = STRIDE,
     leave: Sequence[str] = (),
 ) -> tuple[fx.GraphModule, Space]:
-    """The module with a gate for every group of channels, and the space of their widths.
+    """The module with a gate for every group of channels, stride and row of residual blocks, and the space of them.
 
     Args:
         module: any network that torch.fx can trace. Its parameters are shared with the result, not copied.
-        width: the least and greatest share of each layer's channels.
+        width: the least and greatest share of each layer's channels; None: widths stay as they are.
+        stride: the least and greatest stride of what strides; None: strides stay as they are.
+        depth: the least and greatest share of the residual blocks of a list; None: all blocks stay.
         example: an input [B, ...] or its shape; by default the first shape of a few common ones that runs.
-        membership: of every gate.
-        leave: paths of layers whose channels keep their full width.
+        membership: of the gates of widths and depths.
+        kind: of real strides: shrink, resize or spectral (`search_spaces.stride`).
+        leave: paths of layers whose channels keep their full width, whose strides stay whole, of blocks that stay.
 
     Raises:
         Untraceable: when torch.fx cannot trace it.
         Invalid: with every operation through which channels cannot be followed, and every other fault.
     """
-    faults = _argument_faults(module, width, leave)
+    faults = _argument_faults(module, {"width": width, "stride": stride, "depth": depth}, kind, leave)
     if faults:
         raise Invalid(faults)
     flow = Flow(module, _example(module, example))
+    parameters: dict[str, Parameter] = {}
+    if stride is not None or depth is not None:
+        found = insert_depths(flow, leave, membership) if depth is not None else {}
+        strides = insert_strides(flow, kind, leave) if stride is not None else {}
+        faults = _nothing_found(stride is not None and not strides, depth is not None and not found)
+        if faults:
+            raise Invalid(faults)
+        parameters |= _stride_space(strides, stride or (1.0, 1.0), kind) | _depth_space(found, depth or (0.0, 1.0))
+        asked = _unfollowed(flow, leave) if width is not None else []
+        flow = Flow(flow.graph, flow.example)
+        flow.faults += asked
+    widths = {} if width is None else _insert_widths(flow, width, membership, leave)
+    flow.graph.graph.lint()
+    flow.graph.recompile()
+    return flow.graph, Space({**widths, **parameters})
+
+
+def _insert_widths(
+    flow: Flow, width: tuple[float, float], membership: str, leave: Sequence[str]
+) -> dict[str, Parameter]:
+    """A gate for every group of channels; in place."""
     for use in flow.uses:
         if _within(use.path, leave):
             for segment in use.outputs:
                 flow.pin(segment.group, "they are to be left")
-    asked = [name for node, name in flow.unknown.items() if not any(_within(path, leave) for path in _paths(node))]
-    faults = flow.faults + [
-        f"network: channels cannot be followed through `{name}`; write it with known operations, or name the layer in "
-        "`leave` (it, or the module whose forward calls it) to keep the widths around it."
-        for name in dict.fromkeys(asked)
-    ]
+    faults = list(dict.fromkeys(flow.faults + _unfollowed(flow, leave)))
     free = [group for group in flow.free_groups() if not group.pinned and group.size > 1]
     if not faults and not free:
         faults.append(_no_width(flow))
@@ -74,12 +102,51 @@ def make_continuous(
         gate.name: (max(1.0, width[0] * gate.maximum), math.floor(width[1] * gate.maximum + 1e-9))
         for gate in gates.values()
     }
-    parameters: dict[str, Parameter] = {
-        name: Width(low=low, high=high) for name, (low, high) in ends.items() if low < high
-    }
-    flow.graph.graph.lint()
-    flow.graph.recompile()
-    return flow.graph, Space(parameters)
+    return {name: Width(low=low, high=high) for name, (low, high) in ends.items() if low < high}
+
+
+def _unfollowed(flow: Flow, leave: Sequence[str]) -> list[str]:
+    asked = [name for node, name in flow.unknown.items() if not any(_within(path, leave) for path in _paths(node))]
+    return [
+        f"network: channels cannot be followed through `{name}`; write it with known operations, or name the layer in "
+        "`leave` (it, or the module whose forward calls it) to keep the widths around it."
+        for name in dict.fromkeys(asked)
+    ]
+
+
+def _nothing_found(no_stride: bool, no_depth: bool) -> list[str]:
+    faults = []
+    if no_stride:
+        faults.append(
+            "stride: at least one convolution or pooling must stride, and its map must end in a mean over all places, "
+            "but got none; drop `stride`."
+        )
+    if no_depth:
+        faults.append(
+            "depth: at least one residual block (which adds to what it reads) must stand in a Sequential or a "
+            "ModuleList, but got none; drop `depth`."
+        )
+    return faults
+
+
+def _stride_space(
+    strides: Mapping[str, tuple[StrideGate, int]], ends: tuple[float, float], kind: str
+) -> dict[str, Parameter]:
+    found = {}
+    for name, (_, side) in strides.items():
+        low, high = max(ends[0], least_stride(kind, side)), min(ends[1], float(side))
+        if low < high:
+            found[name] = Stride(low=low, high=high)
+    return dict(found)
+
+
+def _depth_space(depths: Mapping[str, DepthGate], ends: tuple[float, float]) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    for name, gate in depths.items():
+        high = math.floor(ends[1] * gate.maximum + 1e-9)
+        if ends[0] * gate.maximum < high:
+            found[name] = Depth(low=ends[0] * gate.maximum, high=high)
+    return found
 
 
 def _within(path: str, leave: Sequence[str]) -> bool:
@@ -97,10 +164,25 @@ def _no_width(flow: Flow) -> str:
     return f"network: at least one layer must lie between input and output for a width, but got none{told}."
 
 
-def _argument_faults(module: nn.Module, width: tuple[float, float], leave: Sequence[str]) -> list[str]:
+Ends = tuple[float, float] | None
+
+
+def _argument_faults(module: nn.Module, ends: Mapping[str, Ends], kind: str, leave: Sequence[str]) -> list[str]:
     faults = []
-    if len(width) != 2 or not all(is_real(w) for w in width) or not 0 < width[0] < width[1] <= 1:
-        faults.append(f"width: `0 < least < greatest <= 1` must hold, but got {width!r}; write (0.1, 1.0).")
+    rules = {
+        "width": ("0 < least < greatest <= 1", 1e-12, 1.0, (0.1, 1.0)),
+        "stride": ("1 <= least < greatest", 1.0, math.inf, (1.0, 4.0)),
+        "depth": ("0 <= least < greatest <= 1", 0.0, 1.0, (0.0, 1.0)),
+    }
+    for name, given in ends.items():
+        rule, low, high, usual = rules[name]
+        pair = given is not None and len(given) == 2 and all(is_real(n) for n in given)
+        if given is not None and not (pair and low <= given[0] < given[1] <= high):
+            faults.append(f"{name}: `{rule}` must hold, but got {given!r}; write {usual}.")
+    if all(given is None for given in ends.values()):
+        faults.append("width: at least one of width, stride and depth must be asked for, but got none.")
+    if kind not in KINDS:
+        faults.append(unknown("kind", kind, KINDS, "kind of stride"))
     paths = [name for name, _ in module.named_modules() if name]
     faults += [unknown("leave", path, paths, "layer") for path in leave if path not in paths]
     if any(isinstance(child, Gate) for child in module.modules()):

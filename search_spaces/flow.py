@@ -140,13 +140,13 @@ class Flow:
 
         self.graph = traced(module)
         self.example = example
-        _propagate_shapes(self.graph, example)
+        propagate_shapes(self.graph, example)
         self.axes: dict[fx.Node, dict[int, Extent]] = {}
         faults: list[str] = []
         if any(isinstance(child, Stride) for child in self.graph.modules()):
             cells = CellFlow(self.graph)
             self.axes, faults = cells.axes, cells.faults
-            _propagate_shapes(self.graph, example)
+            propagate_shapes(self.graph, example)
         self.shares = branches(self.graph)
         self.gates = gates_of(self.graph)
         self.values: dict[fx.Node, Value] = {}
@@ -300,7 +300,8 @@ class _Shapes(ShapeProp):
         )
 
 
-def _propagate_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+def propagate_shapes(graph: fx.GraphModule, example: Tensor) -> None:
+    """Note the shape of every tensor for an example. Raises `Invalid` where the network does not run."""
     modes = {m: m.training for m in graph.modules()}
     graph.eval()
     try:

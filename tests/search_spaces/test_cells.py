@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from search_spaces import Invalid
+from search_spaces.blocks import module_of
 from search_spaces.extent import KINDS
 from search_spaces.flow import Flow
 from search_spaces.flow_costs import costs_of
@@ -179,7 +180,7 @@ def test_costs_have_the_gradient_of_their_finite_differences(name: str, kind: st
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_gradient_by_strides_is_that_of_finite_differences(name: str, kind: str, training: bool) -> None:
-    """Through the whole network, by central differences of 2e-6, whose error is rounding's 1e-10 and curvature's."""
+    """Through the whole network, by central differences of 2e-7, too near for the kinks of maxima, with an error of rounding of 1e-9."""
     flow, x = case(name, kind)
     for strides in between(name, 3):
         relaxed = at(flow, strides).train(training)
@@ -187,9 +188,9 @@ def test_the_gradient_by_strides_is_that_of_finite_differences(name: str, kind: 
         slopes = torch.autograd.grad(loss_of(relaxed(x)), [gates[gate].n for gate in strides])  # type: ignore[arg-type]
         for gate, slope in zip(strides, slopes, strict=True):
             around = [
-                loss_of(at(flow, {**strides, gate: strides[gate] + h}).train(training)(x)).item() for h in (1e-6, -1e-6)
+                loss_of(at(flow, {**strides, gate: strides[gate] + h}).train(training)(x)).item() for h in (1e-7, -1e-7)
             ]
-            assert slope.item() == pytest.approx((around[0] - around[1]) / 2e-6, rel=1e-5, abs=1e-7)
+            assert slope.item() == pytest.approx((around[0] - around[1]) / 2e-7, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -245,7 +246,8 @@ def test_another_walk_changes_nothing(name: str, kind: str) -> None:
     again = Flow(copy.deepcopy(flow.graph), x)
     assert not again.faults
     assert again.graph.code == flow.graph.code
-    assert str(again.graph) == str(flow.graph)
+    kinds = [[type(module_of(graph, node)) for node in graph.graph.nodes] for graph in (again.graph, flow.graph)]
+    assert kinds[0] == kinds[1]
     named = {node.name: axes for node, axes in flow.axes.items()}
     assert {node.name: axes for node, axes in again.axes.items()} == named
     strides = next(between(name, 1))
