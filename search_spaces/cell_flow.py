@@ -221,14 +221,14 @@ class CellFlow:
         if not set(axes) <= set(gone):
             return not set(axes) & set(gone) and keep and self._cell_by_cell(node)
         silenced = self._insert(node, Cells if mean else CellFloor)
-        self.axes[node] = {}
         if mean:
-            path = self._add("mean", node, CellMean(axes, self._gates_of(axes), gone, keep))
-            with self.graph.graph.inserting_before(node):
-                new = self.graph.graph.call_module(path, (silenced,))
-            new.meta, self.axes[new] = dict(node.meta), {}
-            node.replace_all_uses_with(new)
-            self.graph.graph.erase_node(node)
+            path, old = self._add("mean", node, CellMean(axes, self._gates_of(axes), gone, keep)), node
+            with self.graph.graph.inserting_before(old):
+                node = self.graph.graph.call_module(path, (silenced,))
+            node.meta = dict(old.meta)
+            old.replace_all_uses_with(node)
+            self.graph.graph.erase_node(old)
+        self.axes[node] = {}
         return True
 
     def _permuted(self, node: fx.Node) -> bool:

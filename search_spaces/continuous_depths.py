@@ -27,8 +27,9 @@ def insert_depths(flow: Flow, leave: Sequence[str] = (), membership: str = "inte
     for path, blocks in _lists(flow, leave).items():
         gate = DepthGate(f"depth.{path}", len(blocks), membership=membership).to(like.device, like.dtype)
         found[gate.name] = gate
+        passed: dict[fx.Node, fx.Node] = {}  # a block reads what goes on from the one before it
         for index, (before, after) in enumerate(blocks):
-            _pass(flow, gate, index, before, after)
+            passed[after] = _pass(flow, gate, index, passed.get(before, before), after)
     flow.graph.graph.lint()
     flow.graph.recompile()
     return found
@@ -79,10 +80,11 @@ def _channels(flow: Flow, node: fx.Node) -> Iterator[tuple[int, int]]:
     return ((id(s.group.root), s.repeat) for s in segments or ())
 
 
-def _pass(flow: Flow, gate: DepthGate, index: int, before: fx.Node, after: fx.Node) -> None:
+def _pass(flow: Flow, gate: DepthGate, index: int, before: fx.Node, after: fx.Node) -> fx.Node:
     path = f"passing.{gate.name.replace('.', '_')}_{index}"
     flow.graph.add_submodule(path, Passing(gate, index))
     with flow.graph.graph.inserting_after(after):
         node = flow.graph.graph.call_module(path, (before, after))
     node.meta["tensor_meta"] = after.meta["tensor_meta"]
     after.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+    return node

@@ -33,6 +33,7 @@ def as_modules(graph: fx.GraphModule) -> None:
             graph.add_submodule(path, new)
         with graph.graph.inserting_after(node):
             call = graph.graph.call_module(path, (given["input"],))
+        call.meta.update(node.meta)
         node.replace_all_uses_with(call)
         weights = node.all_input_nodes
         graph.graph.erase_node(node)
