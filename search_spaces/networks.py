@@ -7,6 +7,9 @@
     mlp              hidden layers of one task's rows (an image is a row of its pixels)
     convnet          convolutions of an image, halved between, then one average over all places
     residual         stages of residual blocks, of images or of rows; what a sum ties has one width
+    cell             cells of one graph, stacked
+    graphon          one graph whose edges are a smooth kernel
+    fabric           a trellis of layers and scales
     module:attribute the user's own: a function that returns an nn.Module with gates (`search_spaces.width.WidthGate`)
 
 No torch here: `search_spaces.realise` builds the modules and their costs.
@@ -17,13 +20,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from search_spaces.faults import Invalid, unknown
+from search_spaces.graph_networks import Cell, Fabric, Graphon
 from search_spaces.layered import MLP, ConvNet, Residual
 from search_spaces.network import Network
 from search_spaces.own import Own
 
-__all__ = ["MLP", "NETWORKS", "ConvNet", "Network", "Own", "Residual", "network_from_dict"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "Cell",
+    "ConvNet",
+    "Fabric",
+    "Graphon",
+    "Network",
+    "Own",
+    "Residual",
+    "network_from_dict",
+]
 
-NETWORKS: dict[str, type[Network]] = {cls.kind: cls for cls in (MLP, ConvNet, Residual)}
+NETWORKS: dict[str, type[Network]] = {cls.kind: cls for cls in (MLP, ConvNet, Residual, Cell, Graphon, Fabric)}
 
 
 def network_from_dict(data: object) -> Network:

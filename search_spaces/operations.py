@@ -24,7 +24,6 @@ skip is followed by gate, 1x1 convolution (or linear layer) and norm.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,20 +31,7 @@ from torch import nn
 from search_spaces.mlp import ACTIVATION_MODULES
 from search_spaces.width import WidthGate
 
-OF_ROWS = ("linear", "skip", "zero")
 KERNELS = {"conv1": 1, "conv3": 3, "conv5": 5}
-
-
-def operation_faults(operations: Iterable[str], images: bool) -> list[str]:
-    """A sentence for each operation that the kind of data does not allow: rows have no places to slide over."""
-    if images:
-        return []
-    return [
-        f"operations: must be among {', '.join(OF_ROWS)} for rows of numbers, but got {operation!r}, which slides over "
-        "an image; drop it, or use 'linear'."
-        for operation in operations
-        if operation not in OF_ROWS
-    ]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Parameter:
     structural: ClassVar[bool] = False  # changes shapes or code, so lanes of one bundle must agree on it
     movable: ClassVar[bool] = False  # a gradient may move it
 
-    when: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict)
+    when: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict, hash=False)
 
     def declaration_faults(self, where: str) -> list[str]:
         """Broken rules of the declaration itself."""

@@ -27,6 +27,8 @@ from search_spaces.cost import Costs, LayerCost
 from search_spaces.faults import Invalid
 from search_spaces.flow import Flow, Untraceable
 from search_spaces.flow_costs import costs_of
+from search_spaces.graph_networks import Cell, Fabric, Graphon, Wired
+from search_spaces.graphs import GatedFabric, GatedGraph
 from search_spaces.kept import roles_of
 from search_spaces.mlp import GatedMLP
 from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
@@ -65,6 +67,8 @@ def module_of(
     if isinstance(network, Own):
         assert network.factory is not None, "an own network is resolved before it is built"
         return own_module(network.factory, network.options, shape, outputs)
+    if isinstance(network, Wired):
+        return _graph(network, shape, maxima, outputs, activation)
     kinds: dict[type[Network], Callable[..., nn.Module]] = {ConvNet: GatedConvNet, Residual: GatedResidual}
     assert isinstance(network, ConvNet | Residual)
     make = kinds[type(network)]
@@ -77,6 +81,15 @@ def module_of(
         activation=activation,
         stride=network.stride_kind,
     )
+
+
+def _graph(network: Wired, shape: Sequence[int], maxima: Mapping[str, int], outputs: int, activation: str) -> nn.Module:
+    assert network.wired is not None, "a graph is bound to its space before it is built"
+    options: dict[str, Any] = {"topology": network.wired, "norm": network.norm, "activation": activation}
+    if isinstance(network, Fabric):
+        return GatedFabric(shape, maxima, outputs, **options)
+    assert isinstance(network, Cell | Graphon)
+    return GatedGraph(shape, maxima, outputs, cells=network.cells, **options)
 
 
 def realise(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -33,6 +33,7 @@ from search_spaces.parameters import Float, Parameter, is_whole
 
 KINDS = ("free", "graphon", "fabric")
 OPERATIONS = ("linear", "conv1", "conv3", "conv5", "separable", "max_pool", "avg_pool", "skip", "zero")
+OF_ROWS = ("linear", "skip", "zero")  # what rows of numbers, which have no places, allow
 REACH = 4.0  # a kernel's coefficient lies in [-REACH, REACH]
 
 
@@ -247,4 +248,16 @@ def kernel_basis(u: Any, v: Any, count: int, cos: Callable[[Any], Any]) -> list[
     return [
         (cos(math.pi * a * u) * cos(math.pi * b * v) + cos(math.pi * b * u) * cos(math.pi * a * v)) / 2
         for a, b in kernel_terms(count)
+    ]
+
+
+def operation_faults(where: str, operations: Iterable[str], images: bool) -> list[str]:
+    """A sentence for each operation that the kind of data does not allow: rows have no places to slide over."""
+    if images:
+        return []
+    return [
+        f"{where}: must be among {', '.join(OF_ROWS)} for rows of numbers, but got {operation!r}, which slides over "
+        "an image; drop it, or use 'linear'."
+        for operation in operations
+        if operation not in OF_ROWS
     ]

@@ -36,11 +36,14 @@ class Architecture:
         network, widths = self.plan.network, self.widths
         assert network is not None
         costs, names = self.plan.costs, {*self.plan.bounds, *self.plan.penalty}
+        pressures = self.plan.method.pressures
 
         def cost(coordinates_KP: Tensor) -> Mapping[str, Tensor]:
-            return costs.of(network.named(widths.numbers_of(coordinates_KP)), names)
+            found = costs.of(network.named(widths.numbers_of(coordinates_KP)), names) if names else {}
+            return {**found, **(widths.wiring(coordinates_KP) if pressures else {})}
 
-        return Moves(self.plan.method, widths.scales, widths.coordinates_KP, self.plan.bounds, cost, self.plan.penalty)
+        penalty = {**self.plan.penalty, **pressures}
+        return Moves(self.plan.method, widths.scales, widths.coordinates_KP, self.plan.bounds, cost, penalty)
 
     def draw(self, step: int) -> None:
         """The grades of one step, where they are random."""

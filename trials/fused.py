@@ -183,9 +183,12 @@ class FusedRun:
         return np.broadcast_to(np.asarray(cost, dtype=np.float64), (len(self.lanes),))
 
     def _measured(self) -> dict[str, np.ndarray]:
-        if self.architecture is not None:
-            self.architecture.settle()
-        return self._scores()
+        if self.architecture is None:
+            return self._scores()
+        self.architecture.settle()
+        widths = self.architecture.widths
+        told = widths.wiring(widths.coordinates_KP)
+        return {**self._scores(), **{name: value_K.cpu().numpy() for name, value_K in told.items()}}
 
     def _scores(self) -> dict[str, np.ndarray]:
         logits_KOR = torch.cat([self.program.predict(x) for x in self.scored.chunks()], 2)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from search_spaces.membership import BISECTIONS, MEMBERSHIPS, Membership, Parameters, annealed, cosines
 from search_spaces.network import Size
-from search_spaces.topology import TEMPERATURE, grades, hard_grades
+from search_spaces.topology import TEMPERATURE, edges_kept, grades, hard_grades, skip_share, undecided
 from search_spaces.wiring import Topology
 
 Scale = tuple[float, float, bool]  # low, high, log
@@ -50,12 +50,12 @@ STRIDE = Membership(
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(topology: Topology) -> Membership:
-    """A topology's numbers as a membership of its units."""
+def _graph(topology: Topology, whole: bool) -> Membership:
+    """A topology's numbers as a membership of its units, which with `whole` are there or not."""
     return Membership(
         "topology",
         lambda n, maximum, t: {"w": n.clone()},
-        lambda p, maximum, t, noise: grades(topology, p["w"], t),
+        lambda p, maximum, t, noise: hard_grades(topology, p["w"]) if whole else grades(topology, p["w"], t),
         lambda p, maximum, t: p["w"],
         sized=False,
         temperature=TEMPERATURE,
@@ -65,8 +65,8 @@ def _graph(topology: Topology) -> Membership:
 @dataclass(frozen=True, kw_only=True)
 class GateKind:
     """One gate of a program: its name, how many grades it has, its membership, and the scale on which it moves (None:
-    it stays where it is). `role` is what it gives a size to, `topology` whose units it grades. `tau` are the
-    temperatures that training begins and ends with."""
+    it stays where it is). `role` is what it gives a size to, `topology` whose units it grades (`whole`: they
+    are there or not). `tau` are the temperatures that training begins and ends with."""
 
     name: str
     maximum: int
@@ -75,11 +75,12 @@ class GateKind:
     tau: tuple[float, float] | None = None
     role: str = "width"
     topology: Topology | None = None
+    whole: bool = False
 
     @property
     def kind(self) -> Membership:
         if self.topology is not None:
-            return _graph(self.topology)
+            return _graph(self.topology, self.whole)
         return STRIDE if self.role == "stride" else MEMBERSHIPS[self.membership]
 
     @property
@@ -173,6 +174,20 @@ class Widths:
             m_KN.clamp(min=FAINT) if gate.kind.draws(gate.maximum) else m_KN
             for gate, m_KN in zip(self.gates, self.grades(), strict=True)
         ]
+
+    def wiring(self, coordinates_KP: Tensor) -> dict[str, Tensor]:
+        """What is told of topologies, [K] each, summed over them: how `undecided` their edges are (mean bits), how many
+        `edges` there are, and the `skip_share` of these that are skips; nothing where there is no topology."""
+        found: dict[str, Tensor] = {}
+        graded = zip(self.gates, self._grades(coordinates_KP, None), strict=True)
+        for topology, m_KU in ((gate.topology, m_KU) for gate, m_KU in graded if gate.topology is not None):
+            own = {
+                "undecided": undecided(topology, m_KU),
+                "edges": edges_kept(m_KU),
+                "skip_share": skip_share(topology, m_KU),
+            }
+            found = {name: found.get(name, 0.0) + value for name, value in own.items()}
+        return found
 
     def pull(self, by_grade: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> Tensor:
         """From d(loss)/d(grades), [K, N] a gate, to d(loss)/d(coordinates), [K, P]."""

@@ -45,7 +45,10 @@ def case(name: str, kind: str) -> tuple[Flow, Tensor]:
 
 def at(flow: Flow, strides: Mapping[str, float]) -> fx.GraphModule:
     """The relaxed network of these strides, with weights of its own."""
-    relaxed = copy.deepcopy(flow.graph)
+    return striding(copy.deepcopy(flow.graph), strides)
+
+
+def striding(relaxed: fx.GraphModule, strides: Mapping[str, float]) -> fx.GraphModule:
     for name, gate in gates_of(relaxed).items():
         assert isinstance(gate, StrideGate)
         gate.set(strides[name])
@@ -53,8 +56,10 @@ def at(flow: Flow, strides: Mapping[str, float]) -> fx.GraphModule:
 
 
 def combinations(name: str) -> Iterator[dict[str, int]]:
+    """All of two strides; of a third, each with each of the others."""
     gates = STRIDED[name][2]
-    return (dict(zip(gates, strides, strict=True)) for strides in itertools.product(WHOLE, repeat=len(gates)))
+    for first, second in itertools.product(WHOLE, repeat=2):
+        yield dict(zip(gates, (first, second, (first + second) % 3 + 1), strict=False))
 
 
 def between(name: str, count: int) -> Iterator[dict[str, float]]:
@@ -148,7 +153,7 @@ def test_shrink_is_the_network_that_really_strides(name: str) -> None:
 def test_costs_are_real_counts_at_whole_strides(name: str, kind: str) -> None:
     flow, x = case(name, kind)
     costs = costs_of(flow)
-    for strides in combinations(name):
+    for strides in list(combinations(name))[::2]:
         plain = materialise(flow, strides)
         forward, both = flops_of(plain, x)
         assert costs.parameters(strides) == parameters_of(plain)
@@ -176,39 +181,37 @@ def test_costs_have_the_gradient_of_their_finite_differences(name: str, kind: st
                     assert slope.item() == pytest.approx((around[0] - around[1]) / 2e-4, rel=1e-5)
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_the_gradient_by_strides_is_that_of_finite_differences(name: str, kind: str, training: bool) -> None:
-    """Through the whole network, by central differences of 2e-7: too near for kinks of maxima, rounding's error 1e-9."""
+def test_the_gradient_by_strides_is_that_of_finite_differences(name: str, kind: str) -> None:
+    """Through the whole network, by differences of 2e-7: too near for kinks of maxima, off by rounding's 1e-9.
+    In either mode."""
     flow, x = case(name, kind)
-    for strides in between(name, 3):
+    for training, strides in zip((True, False), between(name, 2), strict=True):
         relaxed = at(flow, strides).train(training)
         gates = gates_of(relaxed)
         slopes = torch.autograd.grad(loss_of(relaxed(x)), [gates[gate].n for gate in strides])  # type: ignore[arg-type]
         for gate, slope in zip(strides, slopes, strict=True):
-            around = [
-                loss_of(at(flow, {**strides, gate: strides[gate] + h}).train(training)(x)).item() for h in (1e-7, -1e-7)
-            ]
+            around = [loss_of(striding(relaxed, {**strides, gate: strides[gate] + h})(x)).item() for h in (1e-7, -1e-7)]
             assert slope.item() == pytest.approx((around[0] - around[1]) / 2e-7, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_cropped_maps_give_the_same(name: str, kind: str, training: bool) -> None:
+def test_cropped_maps_give_the_same(name: str, kind: str) -> None:
     """Laid out at the whole strides below, with less to compute."""
     flow, x = case(name, kind)
-    for strides in between(name, 3):
-        relaxed = at(flow, strides).train(training)
-        small = narrowed(flow, kept_units(flow, {gate: int(s) for gate, s in strides.items()})).train(training)
-        for name_, gate in gates_of(small).items():
+    for strides in between(name, 2):
+        relaxed = at(flow, strides)
+        small = narrowed(flow, kept_units(flow, {gate: int(s) for gate, s in strides.items()}))
+        for gate in gates_of(small).values():
             assert isinstance(gate, HeldGate)
-            gate.m = torch.tensor([strides[name_]], dtype=torch.float64)
-        same(relaxed(x), small(x))
-        written, cropped = (sum(shape.numel() for shape in maps(module, x)) for module in (relaxed, small))
-        assert cropped < written or max(map(int, strides.values())) == 1
+            gate.m = torch.tensor([strides[gate.name]], dtype=torch.float64)
+        same(relaxed.eval()(x), small.eval()(x))
+        same(relaxed.train()(x), small.train()(x))
         for path, buffer in relaxed.named_buffers():
             if "running" in path:
                 same(small.get_buffer(path), buffer)
+        written, cropped = (sum(shape.numel() for shape in maps(module, x)) for module in (relaxed, small))
+        assert cropped < written or max(map(int, strides.values())) == 1
 
 
 def maps(module: fx.GraphModule, x: Tensor) -> list[torch.Size]:
@@ -221,7 +224,7 @@ def maps(module: fx.GraphModule, x: Tensor) -> list[torch.Size]:
             found.append(out.shape if isinstance(out, Tensor) else torch.Size([0]))
             return out
 
-    Shapes(copy.deepcopy(module)).run(x)
+    Shapes(module).run(x)
     return found
 
 
@@ -230,7 +233,7 @@ def test_float32_stays_finite_down_to_one_cell(name: str, kind: str) -> None:
     """Even where a kernel no longer fits into what is left of a map."""
     flow, x = case(name, kind)
     side = max(STRIDED[name][1])
-    for strides in ((1.0, 1.0), (side, side), (side, 1.3), (3.4, side), (4.6, 5.7), (2.0, side / 2)):
+    for strides in ((1.0, 1.0), (side, side), (side, 1.3), (3.4, 5.7)):
         relaxed = at(flow, dict(zip(STRIDED[name][2], (*strides, 2.2), strict=False))).float().train()
         out = relaxed(x.float())
         loss_of(out).backward()

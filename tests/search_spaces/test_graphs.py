@@ -24,10 +24,10 @@ from search_spaces.flow import Flow
 from search_spaces.flow_costs import costs_of
 from search_spaces.graphs import GatedFabric, GatedGraph
 from search_spaces.materialise import materialise
-from search_spaces.operations import Operations, operation_faults
+from search_spaces.operations import Operations
 from search_spaces.topology import TopologyGate
 from search_spaces.width import Gate, HeldGate, WidthGate, gates_of, held
-from search_spaces.wiring import OPERATIONS, Topology
+from search_spaces.wiring import OPERATIONS, Topology, operation_faults
 
 IMAGE, ROW, OUTPUTS, BATCH = (3, 8, 8), (7,), 4, 5
 MAXIMA = {"width.0": 6, "width.1": 5, "width.2": 5}  # two are one, and yet two widths
@@ -396,9 +396,9 @@ def test_what_an_operation_is_made_of() -> None:
 
 
 def test_operations_that_need_an_image_are_named_for_rows() -> None:
-    assert operation_faults(OPERATIONS, images=True) == []
-    assert operation_faults(("linear", "skip", "zero"), images=False) == []
-    faults = operation_faults(OPERATIONS, images=False)
+    assert operation_faults("operations", OPERATIONS, images=True) == []
+    assert operation_faults("operations", ("linear", "skip", "zero"), images=False) == []
+    faults = operation_faults("operations", OPERATIONS, images=False)
     assert [fault.split("got ")[1].split(",")[0] for fault in faults] == [
         repr(operation) for operation in OPERATIONS if operation not in ("linear", "skip", "zero")
     ]

@@ -124,6 +124,7 @@ def gate_kinds(plan: Plan, point: Point, maxima: Sequence[int]) -> list[GateKind
                 tau=ends if role in ("width", "depth") else None,
                 role=role,
                 topology=network.topology_of(name),
+                whole=not plan.fractional,
             )
         )
     return found
@@ -177,4 +178,4 @@ def _built(
     maxima: tuple[int, ...],
     activation: str,
 ) -> Realised:
-    return realise(network, shape, outputs, network.named(maxima), activation)
+    return realise(network, shape, outputs, dict(zip(network.gates, maxima, strict=True)), activation)
