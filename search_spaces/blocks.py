@@ -36,12 +36,24 @@ class Passing(Acting):
         return f"block {self.index} of {self.gate.name!r}"
 
 
-class Mix(Acting):
-    """The sum of terms, each times the grade of a unit of a topology."""
+@dataclass(frozen=True)
+class Term:
+    """What stands on an edge into a node of a graph, in words: the node that it reads, the operation, and its name."""
 
-    def __init__(self, gate: Gate, units: Sequence[int]) -> None:
+    source: str
+    operation: str
+    name: str
+
+
+class Mix(Acting):
+    """The sum of terms, each times the grade of a unit of a topology.
+
+    `node` and `terms` say in words which node of which graph it is; the plain network's value keeps them (`NODES`).
+    """
+
+    def __init__(self, gate: Gate, units: Sequence[int], node: str = "", terms: Sequence[Term] = ()) -> None:
         super().__init__()
-        self.gate, self.units = gate, tuple(units)
+        self.gate, self.units, self.node, self.terms = gate, tuple(units), node, tuple(terms)
 
     def forward(self, *terms: Tensor) -> Tensor:
         m_U = self.gate.grades()
@@ -52,6 +64,15 @@ class Mix(Acting):
 
     def extra_repr(self) -> str:
         return f"units {self.units} of {self.gate.name!r}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a graph in a plain network: the module that summed it, what it is called, and what is kept of it."""
+
+    path: str
+    name: str
+    terms: tuple[Term, ...]
 
 
 class Evened(Acting):
@@ -81,6 +102,7 @@ class Several(Share):
 
 
 Unit = tuple[str, int]  # a gate's name, an index
+NODES = "nodes"  # where a plain network's operation has, in its `meta`, the nodes of graphs whose value it is
 
 
 def units_of(graph: fx.GraphModule) -> dict[Unit, bool]:
@@ -150,7 +172,10 @@ def settle(graph: fx.GraphModule, kept: Mapping[str, Tensor], *, drop_only: bool
                 continue
             node.replace_all_uses_with(node.args[int(stays)])
         elif isinstance(module, Mix) and module.gate.name in kept:
-            node.replace_all_uses_with(_sum(graph, node, module, kept[module.gate.name].tolist()))
+            units = kept[module.gate.name].tolist()
+            value = _sum(graph, node, module, units)
+            _tell(value, node, module, units)
+            node.replace_all_uses_with(value)
         elif isinstance(module, Evened) and module.gate.name in kept:
             node.replace_all_uses_with(_evened(graph, node, module, kept[module.gate.name].tolist()))
         else:
@@ -183,13 +208,22 @@ def _sum(graph: fx.GraphModule, node: fx.Node, mix: Mix, kept: Sequence[int]) ->
     return out
 
 
+def _tell(value: fx.Node, node: fx.Node, mix: Mix, kept: Sequence[int]) -> None:
+    """Let the value of a graph's node say so."""
+    terms = tuple(term for unit, term in zip(mix.units, mix.terms, strict=False) if unit in kept)
+    if terms:
+        value.meta[NODES] = (*value.meta.get(NODES, ()), Node(str(node.target), mix.node, terms))
+
+
 def _evened(graph: fx.GraphModule, node: fx.Node, evened: Evened, kept: Sequence[int]) -> Any:
     """The sum over the root of the number of its kept terms."""
     count = sum(unit in kept for unit in evened.units)
     if count <= 1:
         return node.args[0]
     with graph.graph.inserting_before(node):
-        return graph.graph.call_function(operator.mul, (node.args[0], count**-0.5))
+        out = graph.graph.call_function(operator.mul, (node.args[0], count**-0.5))
+    out.meta[NODES] = node.all_input_nodes[0].meta.pop(NODES, ())
+    return out
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> torch.nn.Module | None:

@@ -279,6 +279,16 @@ def _keep(flow: Flow, node: fx.Node, module: Any) -> Value | None:
     return _same(flow, node, "keep")
 
 
+def _stride(flow: Flow, node: fx.Node, stride: Any) -> Value | None:
+    _, value = source_of(flow, node)
+    if value.segments is not None and value.axis != 1:
+        flow.faults.append(
+            f"network.{node.target}: the stride {stride.gate.name!r} must follow a map [B, C, I] or [B, C, I, I], but "
+            f"the channels of its input lie on axis {value.axis}; put it after a convolution or pooling."
+        )
+    return _same(flow, node, "keep")
+
+
 def _prelu(flow: Flow, node: fx.Node, module: Any) -> Value | None:
     return _same(flow, node, "keep") if module.num_parameters == 1 else None
 
@@ -434,7 +444,7 @@ def _permute(flow: Flow, node: fx.Node, _: Any) -> Value | None:
     _, value = source_of(flow, node)
     shape = shape_of(node)
     assert shape is not None
-    rest = node.args[1:]
+    rest = node.args[1:] or tuple(node.kwargs[key] for key in ("dims", "dim0", "dim1") if key in node.kwargs)
     order: Any = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
     rank = len(value.shape)
     if not all(isinstance(d, int) for d in order):
@@ -453,7 +463,8 @@ MODULE_RULES: list[tuple[Any, Rule]] = [
     (Gate, _gate),
     (GateRow, _gate_row),
     ((Passing, Mix), _mix),
-    ((Stride, Cells, CellFloor, Evened), _keep),
+    (Stride, _stride),
+    ((Cells, CellFloor, Evened), _keep),
     (CellMean, _cell_mean),
     (nn.Linear, linear),
     ((nn.Conv1d, nn.Conv2d), conv),

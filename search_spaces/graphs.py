@@ -26,7 +26,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from search_spaces.blocks import Evened, Mix
+from search_spaces.blocks import Evened, Mix, Term
 from search_spaces.layered import LEAST_SIDE
 from search_spaces.operations import Operations
 from search_spaces.topology import TopologyGate
@@ -39,9 +39,10 @@ TOPOLOGY = "topology"  # what the gate of the units is called
 class _Node(nn.Module):
     """The evened sum of what the units give."""
 
-    def __init__(self, gate: TopologyGate, units: Sequence[int]) -> None:
+    def __init__(self, gate: TopologyGate, name: str, terms: Sequence[tuple[int, Term]]) -> None:
         super().__init__()
-        self.mix = Mix(gate, units)
+        units = [unit for unit, _ in terms]
+        self.mix = Mix(gate, units, name, [term for _, term in terms])
         self.evened = Evened(gate, units) if len(units) > 1 else None
 
     def forward(self, *terms: Tensor) -> Tensor:
@@ -56,25 +57,30 @@ class Wired(nn.Module):
         gate: the grades of the units.
         make: gives the operation of an edge.
         label: names an edge.
+        called: names a node.
     """
 
     def __init__(
-        self, gate: TopologyGate, make: Callable[[str, Edge], nn.Module], label: Callable[[Edge], str]
+        self,
+        gate: TopologyGate,
+        make: Callable[[str, Edge], nn.Module],
+        label: Callable[[Edge], str],
+        called: Callable[[int], str],
     ) -> None:
         super().__init__()
         topology = gate.topology
         self.edges, self.nodes = nn.ModuleDict(), nn.ModuleDict()
         self.input, self.output = topology.input, topology.output
         self.terms: dict[int, list[tuple[str, int]]] = {}  # by node: the operations into it and what each reads
-        into: dict[int, list[int]] = {}
+        into: dict[int, list[tuple[int, Term]]] = {}
         for unit in topology.useful:
             edge, operation = topology.units[unit]
             name = f"{label(edge)}_{operation}"
             self.edges[name] = make(operation, edge)
             self.terms.setdefault(edge.target, []).append((name, edge.source))
-            into.setdefault(edge.target, []).append(unit)
-        for target, units in sorted(into.items()):
-            self.nodes[str(target)] = _Node(gate, units)
+            into.setdefault(edge.target, []).append((unit, Term(called(edge.source), operation, name)))
+        for target, terms in sorted(into.items()):
+            self.nodes[str(target)] = _Node(gate, called(target), terms)
 
     def forward(self, x: Tensor) -> Tensor:
         values = {self.input: x}
@@ -153,6 +159,7 @@ def _cell(gate: TopologyGate, width: WidthGate, make: Operations) -> Wired:
         gate,
         lambda operation, edge: make.operation(operation, width, width),
         lambda edge: f"e{edge.source:0{digits}}{edge.target:0{digits}}",
+        lambda node: f"x{node}",
     )
 
 
@@ -185,11 +192,13 @@ class GatedFabric(_Framed):
             reads, writes = widths[edge.scale_from], widths[edge.scale_to]
             return make.operation(kind, reads, writes, before=_resampled(shape[1:], edge))
 
-        def label(edge: Edge) -> str:
-            layer = edge.source // topology.scales
-            return f"l{layer}s{edge.scale_from}_l{layer + 1}s{edge.scale_to}"
+        def called(node: int) -> str:
+            return f"l{node // topology.scales}s{node % topology.scales}"
 
-        self.fabric = Wired(self.topology, operation, label)
+        def label(edge: Edge) -> str:
+            return f"{called(edge.source)}_{called(edge.target)}"
+
+        self.fabric = Wired(self.topology, operation, label, called)
 
     def body(self, h: Tensor) -> Tensor:
         out: Tensor = self.fabric(h)

@@ -47,7 +47,8 @@ def make_whole(graph: fx.GraphModule, strides: Mapping[str, int]) -> None:
             _replace(graph, node, node.args[0])
         elif isinstance(module, CellMean):
             with graph.graph.inserting_before(node):
-                mean = graph.graph.call_function(torch.mean, (node.args[0], list(module.dims), module.keepdim))
+                dims = list(module.dims)
+                mean = graph.graph.call_function(torch.mean, (node.args[0], dims), {"keepdim": module.keepdim})
             _replace(graph, node, mean)
 
 
@@ -83,7 +84,7 @@ def _strided(graph: fx.GraphModule, node: fx.Node, stride: Stride, strides: Mapp
         return source
     with graph.graph.inserting_before(node):
         every = (slice(None), slice(None), *(slice(None, None, s) for _ in stride.steps))
-        return graph.graph.call_function(operator.getitem, (source, every))
+        return graph.graph.create_node("call_function", operator.getitem, (source, every), name=f"{node.name}_strided")
 
 
 def _matrices(graph: fx.GraphModule, node: fx.Node, stride: Stride, strides: Mapping[str, int]) -> fx.Node:
@@ -96,11 +97,12 @@ def _matrices(graph: fx.GraphModule, node: fx.Node, stride: Stride, strides: Map
         inputs, outputs = int(extent.live(strides)), int(extent.then(step).live(strides))
         matrix_OI = resampling(step, extent, sizes, outputs, inputs, exact).to(like)
         last = i == len(stride.steps) - 1
-        name = f"{node.name}_axis{i}"
+        name = f"{node.name}_resample{i}"
         graph.register_buffer(name, matrix_OI.mT.contiguous() if last else matrix_OI)
         with graph.graph.inserting_before(node):
             held = graph.graph.get_attr(name)
-            out = graph.graph.call_function(torch.matmul, (out, held) if last else (held, out))
+            pair, made = (out, held) if last else (held, out), f"{node.name}_resampled{i}"
+            out = graph.graph.create_node("call_function", torch.matmul, pair, name=made)
     return out
 
 

@@ -188,7 +188,9 @@ class Chain(nn.Module):
         self.c, self.head = strides.after(conv(4, 4), "b"), nn.Linear(4, OUTPUTS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.transpose(torch.transpose(self.c(self.b(torch.tanh(self.a(self.first(x))))), 2, 3), 1, 2)
+        x = torch.transpose(
+            torch.permute(self.c(self.b(torch.tanh(self.a(self.first(x))))), dims=(0, 1, 3, 2)), dim0=1, dim1=2
+        )
         out: Tensor = self.head(x.mean((1, 3)))
         return out
 

@@ -11,7 +11,8 @@ Legend of shape suffixes: K lanes, P coordinates, B batch, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,12 +22,17 @@ from network_cases import ORDINARY, OUTPUTS
 from torch import Tensor, nn
 from torch.nn import functional
 
+from search_spaces import Space
 from search_spaces.continuous import make_continuous
+from search_spaces.extent import KINDS
 from search_spaces.flow import Flow
+from search_spaces.kept import roles_of
 from search_spaces.membership import MEMBERSHIPS
-from search_spaces.networks import ConvNet, Residual
+from search_spaces.networks import Cell as Cells
+from search_spaces.networks import ConvNet, Fabric, Graphon, Residual
 from search_spaces.realise import realise
 from search_spaces.width import WidthGate, gates_of, held
+from search_spaces.wiring import Topology
 from trials.lanes.dense import DenseShape
 from trials.lanes.gated import DenseProgram
 from trials.lanes.initial import Start
@@ -37,6 +43,7 @@ from trials.widths import GateKind, Widths
 
 IMAGE, ROW, BATCH = (3, 8, 8), (5,), 6
 SIZES = (2.3, 4.7, 3.4, 5.6, 1.8)
+STRIDES, DEPTHS = (1.37, 2.23), (1.4, 1.7)
 STEP = 1e-5
 
 
@@ -64,6 +71,16 @@ def declared(network: Any, shape: tuple[int, ...]) -> Callable[[], tuple[Flow, t
     return make
 
 
+def bound(network: Any, space: dict[str, Any], shape: tuple[int, ...] = IMAGE) -> Any:
+    """A network with the strides, depths or topology that a space asks for."""
+    return declared(network.within(Space.from_dict(space)), shape)
+
+
+def graph(kind: str, **facts: Any) -> dict[str, Any]:
+    operations = facts.pop("operations", ["conv3", "avg_pool", "skip"])
+    return {"topology": {"type": "topology", "kind": kind, "operations": operations, **facts}}
+
+
 def continuous(name: str) -> Callable[[], tuple[Flow, tuple[int, ...]]]:
     def make() -> tuple[Flow, tuple[int, ...]]:
         build, shape = ORDINARY[name]
@@ -80,24 +97,69 @@ def own() -> tuple[Flow, tuple[int, ...]]:
 
 
 SMOOTH = {"width": 8, "activation": "gelu"}
+MAPS = {f"stride.{i}": {"type": "stride", "low": 1, "high": 4} for i in range(2)}
+BLOCKS = {f"depth.{i}": {"type": "depth", "low": 0, "high": 2} for i in range(2)}
 NETWORKS: dict[str, Callable[[], tuple[Flow, tuple[int, ...]]] | None] = {
     "mlp": None,  # dense lanes, which have no graph
     "convnet": declared(ConvNet(layers=2, **SMOOTH), IMAGE),
     "residual": declared(Residual(stages=2, blocks=1, **SMOOTH), IMAGE),
     "residual_of_rows": declared(Residual(stages=1, blocks=2, **SMOOTH), ROW),
+    **{f"{kind}_strides": bound(ConvNet(layers=2, stride=kind, **SMOOTH), MAPS) for kind in KINDS},
+    "strides_and_depths": bound(Residual(stages=2, blocks=2, **SMOOTH), {**MAPS, **BLOCKS}),
+    "depths_of_rows": bound(Residual(stages=1, blocks=2, **SMOOTH), {"depth.0": BLOCKS["depth.0"]}, ROW),
+    "cell": bound(Cells(cells=2, **SMOOTH), graph("free", nodes=2)),
+    "graphon": bound(Graphon(**SMOOTH), graph("graphon", nodes=3, coefficients=3)),
+    "graphon_of_rows": bound(Graphon(**SMOOTH), graph("graphon", nodes=4, operations=["linear", "skip"]), ROW),
+    "fabric": bound(Fabric(**SMOOTH), graph("fabric", layers=2, scales=2, operations=["separable", "skip"])),
     "own": own,
     **{name: continuous(name) for name in ("vgg", "resnet", "mobilenet", "convnext", "densenet", "sequence")},
 }
+TOPOLOGIES = {
+    "cell": Topology(kind="free", nodes=2, operations=("conv3", "avg_pool", "skip")),
+    "graphon": Topology(kind="graphon", nodes=3, coefficients=3, operations=("conv3", "avg_pool", "skip")),
+    "graphon_of_rows": Topology(kind="graphon", nodes=4, operations=("linear", "skip")),
+    "fabric": Topology(kind="fabric", layers=2, scales=2, operations=("separable", "skip")),
+}
+WITH_STRIDES = (*(f"{kind}_strides" for kind in KINDS), "strides_and_depths")
+#: what each membership grades here: of two blocks, hard-concrete grades would all be at an end, where they are flat
+GRADED = {m: ("width",) if m == "concrete" else ("width", "depth") for m in MEMBERSHIPS}
 MLP_GATES = ("width.0", "width.1")
 
 
 @cache
-def gates_named(name: str) -> tuple[tuple[str, int], ...]:
-    """A network's gates and their greatest sizes."""
+def gates_named(name: str) -> tuple[GateKind, ...]:
+    """A network's gates, each able to move; a width's membership is still to be chosen."""
     make = NETWORKS[name]
     if make is None:
-        return tuple((gate, 8) for gate in MLP_GATES)
-    return tuple((gate.name, gate.maximum) for gate in gates_of(make()[0].graph).values())
+        return tuple(GateKind(name=gate, maximum=8, scale=(1.0, 8.0, True)) for gate in MLP_GATES)
+    graph = make()[0].graph
+    roles, gates = roles_of(graph), gates_of(graph)
+    ordered = sorted(gates, key=lambda gate: roles[gate] == "topology")
+    return tuple(_able(gates[gate], roles[gate], name) for gate in ordered)
+
+
+def _able(gate: Any, role: str, name: str) -> GateKind:
+    ends = {"stride": (1.0, 4.0, False), "depth": (0.0, 2.0, False), "topology": (0.0, 1.0, False)}
+    return GateKind(
+        name=gate.name,
+        maximum=gate.maximum,
+        scale=ends.get(role, (1.0, float(gate.maximum), True)),
+        role=role,
+        topology=TOPOLOGIES[name] if role == "topology" else None,
+    )
+
+
+def numbers_of(gates: Sequence[GateKind]) -> list[float]:
+    """Where the numbers of each gate stand: between whole ones."""
+    found: list[float] = []
+    for g, gate in enumerate(gates):
+        own = {"stride": STRIDES, "depth": DEPTHS}.get(gate.role, SIZES)
+        place = int(gate.name.split(".")[-1]) if gate.role in ("stride", "depth") else g
+        if gate.topology is not None:
+            found += [0.2 + 0.6 * ((7 * i) % 10) / 10 for i in range(gate.numbers)]
+        else:
+            found.append(min(own[place % len(own)], gate.maximum - 0.4 if gate.role == "width" else 9.0))
+    return found
 
 
 class Cell:
@@ -106,11 +168,9 @@ class Cell:
     def __init__(self, membership: str, name: str) -> None:
         self.gates = gates_named(name)
         kinds = [
-            GateKind(name=gate, maximum=most, membership=membership, scale=(1.0, float(most), True))
-            for gate, most in self.gates
+            replace(gate, membership=membership) if gate.role in GRADED[membership] else gate for gate in self.gates
         ]
-        sizes = [[min(SIZES[g % 5], most - 0.4) for g, (_, most) in enumerate(self.gates)]]
-        self.widths = Widths(kinds, torch.tensor(sizes, dtype=torch.float64))
+        self.widths = Widths(kinds, torch.tensor([numbers_of(self.gates)], dtype=torch.float64))
         generator = torch.Generator().manual_seed(1)
         self.noise = [
             torch.rand(1, draws, generator=generator, dtype=torch.float64) * 0.3 + 0.35 if draws else None
@@ -138,7 +198,7 @@ class Cell:
             example = ROW
         else:
             flow, example = make()
-            names = [gate for gate, _ in self.gates]
+            names = [gate.name for gate in self.gates]
             lanes = LoopedLanes(Start(flow=flow, gates=tuple(names)), gated=True, dtype=torch.float64)
             lanes.begin(
                 [(0, 0, 0)],
@@ -192,11 +252,18 @@ def cell(membership: str, name: str) -> Cell:
     return Cell(membership, name)
 
 
-CELLS = [(m, name, g) for m in MEMBERSHIPS for name in NETWORKS for g in range(len(gates_named(name)))]
+CELLS = [
+    (m, name, g)
+    for m in MEMBERSHIPS
+    for name in NETWORKS
+    for g, gate in enumerate(gates_named(name))
+    # strides and topologies have no membership, and a width has the same one whatever stands beside it
+    if m == "interval" or name not in (*TOPOLOGIES, *WITH_STRIDES) or gate.role == "depth"
+]
 
 
 @pytest.mark.parametrize(
-    ("membership", "name", "g"), CELLS, ids=[f"{m}-{name}-{gates_named(name)[g][0]}" for m, name, g in CELLS]
+    ("membership", "name", "g"), CELLS, ids=[f"{m}-{name}-{gates_named(name)[g].name}" for m, name, g in CELLS]
 )
 def test_gradients_equal_finite_differences(membership: str, name: str, g: int) -> None:
     found = cell(membership, name)

@@ -137,6 +137,21 @@ def test_a_stride_of_what_is_no_map_is_named() -> None:
     )
 
 
+def test_a_stride_of_rows_of_tokens_is_named() -> None:
+    """Their last axis holds features, not cells."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.stride = nn.Linear(5, 6), Stride("s")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.stride(self.embed(x)).mean(2)
+
+    (fault,) = Flow(Tokens(), torch.zeros(2, 4, 5)).faults
+    assert "the channels of its input lie on axis 2" in fault
+
+
 @pytest.mark.parametrize("stride", [0, 1.5, (1,)])
 def test_a_stride_that_is_not_whole_is_refused(stride: Any) -> None:
     with pytest.raises(Invalid, match=r"sizes\.s: must be a whole stride of at least 1"):
