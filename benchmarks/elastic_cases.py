@@ -1,25 +1,28 @@
 """What `benchmarks.elastic` measures: a network on rows of noise, as modules under autograd and as programs of lanes.
 
-Legend of shape suffixes: B batch, O outputs, K lanes.
+Legend of shape suffixes: B batch, O outputs, K lanes, G gates, N units of a gate.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Work
+from search_spaces import Space
 from search_spaces.cost import Costs
 from search_spaces.flow import Flow
 from search_spaces.materialise import materialise
 from search_spaces.membership import interval
+from search_spaces.network import Size
 from search_spaces.networks import Network
 from search_spaces.realise import module_of, realise
 from search_spaces.width import WidthGate, gates_of
@@ -38,12 +41,20 @@ PART = 0.5  # of its last unit that a gate of "full" width lacks: a gate of whol
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network, the shape of its rows, and where and in which batches it trains."""
+    """A network, the shape of its rows, and where and in which batches it trains.
+
+    `space` gives it what it has none of by itself: greatest widths of its own, strides, a graph.
+    """
 
     network: Network
     shape: tuple[int, ...]
     batch: int
     device: torch.device
+    space: Space | None = None
+
+    def __post_init__(self) -> None:
+        if self.space is not None:
+            object.__setattr__(self, "network", self.network.within(self.space))
 
     @property
     def name(self) -> str:
@@ -53,7 +64,14 @@ class Case:
     @functools.cached_property
     def maxima(self) -> dict[str, int]:
         """Each gate's greatest size."""
-        return dict(zip(self.network.gates, self.network.maxima(), strict=True))
+        return dict(zip(self.network.gates, self.network.maxima(self.space), strict=True))
+
+    @functools.cached_property
+    def flow(self) -> Flow:
+        """The network of maximum size with held gates, traced."""
+        flow = realise(self.network, self.shape, OUTPUTS, self.maxima).flow
+        assert flow is not None
+        return flow
 
     @functools.cached_property
     def costs(self) -> Costs:
@@ -98,30 +116,19 @@ class Case:
 
     def lanes(self, way: str, count: int = 1, *, gated: bool = False) -> Program:
         """So many lanes of the greatest size; `gated`: their last unit has grade 1/2."""
-        sizes = [self.maxima] * count
-        live = [{name: n - PART if gated else float(n) for name, n in self.maxima.items()}] * count
-        identities = [(0, number, 0) for number in range(count)]
-        lanes: DenseProgram | LoopedLanes | VmappedLanes
-        if way == "dense":
-            shape = DenseShape(inputs=math.prod(self.shape), outputs=OUTPUTS, maxima=tuple(self.maxima.values()))
-            lanes = DenseProgram(shape, self.batch, gated=gated, device=self.device)
-            lanes.begin(identities, [list(s.values()) for s in sizes], [list(s.values()) for s in live])
-        else:
-            lanes = self._of_modules(way, gated)
-            lanes.begin(identities, sizes, live)
+        grades = [interval(torch.tensor([n - PART] * count), n) for n in self.maxima.values()]
+        if way != "dense":
+            sizes = [self.maxima] * count
+            return begun(self.flow, self.network.gates, way, sizes, grades if gated else None, device=self.device)
+        shape = DenseShape(inputs=math.prod(self.shape), outputs=OUTPUTS, maxima=tuple(self.maxima.values()))
+        lanes = DenseProgram(shape, self.batch, gated=gated, device=self.device)
+        own = list(self.maxima.values())
+        live = [[n - PART if gated else float(n) for n in own]] * count
+        lanes.begin([(0, number, 0) for number in range(count)], [own] * count, live)
         lanes.attach(Rule(), {"lr": torch.full((count,), RATE)})
         if gated:
-            grades = [interval(torch.tensor([n - PART] * count), n) for n in self.maxima.values()]
-            lanes.regate(grades, lanes.sizes, torch.tensor([list(s.values()) for s in live], dtype=torch.float64))
+            lanes.regate(grades, lanes.sizes, torch.tensor(live, dtype=torch.float64))
         return lanes
-
-    def _of_modules(self, way: str, gated: bool) -> LoopedLanes | VmappedLanes:
-        built = realise(self.network, self.shape, OUTPUTS, self.maxima)
-        assert built.flow is not None
-        start = Start(flow=built.flow, gates=self.network.gates)
-        if way == "per_lane":
-            return LoopedLanes(start, gated=gated, device=self.device)
-        return VmappedLanes(start, way=way, device=self.device)
 
     def lane_bytes(self, way: str) -> float:
         """Bytes that one more lane needs, roughly from above."""
@@ -131,6 +138,36 @@ class Case:
         columns = max(layer.taps for layer in self.costs.layers) if way == "unfolded" else 0
         copies = 4 + columns
         return weights + copies * self.batch * float(self.costs.activation_bytes(self.maxima))
+
+
+def begun(
+    flow: Flow,
+    gates: Sequence[str],
+    way: str,
+    sizes: Sequence[Mapping[str, Size]],
+    grades: Sequence[Tensor] | None = None,
+    *,
+    whole: bool = False,
+    device: torch.device,
+) -> Program:
+    """Lanes of a traced network, each laid out at its `sizes` by gate, with `grades` [K, N] a gate where there are any;
+    `whole`: vmapped lanes really stride."""
+    start = Start(flow=flow, gates=tuple(gates))
+    lanes: LoopedLanes | VmappedLanes
+    if way == "per_lane":
+        lanes = LoopedLanes(start, gated=grades is not None, device=device)
+    else:
+        lanes = VmappedLanes(start, way=way, whole=whole, device=device)
+    identities = [(0, number, 0) for number in range(len(sizes))]
+    if grades is None:
+        lanes.begin(identities, sizes)
+    else:
+        live_KG = torch.stack([m_KN.double().sum(1) for m_KN in grades], 1)
+        lanes.begin(identities, sizes, [dict(zip(gates, lane, strict=True)) for lane in live_KG.tolist()])
+    lanes.attach(Rule(), {"lr": torch.full((len(sizes),), RATE)})
+    if grades is not None:
+        lanes.regate(list(grades), lanes.sizes, live_KG)
+    return lanes
 
 
 # -- what is timed -----------------------------------------------------------------------------------------------------
@@ -180,6 +217,13 @@ def lane_step(lanes: Program, case: Case) -> Work:
 def parameter_bytes(module: nn.Module) -> int:
     """Bytes of what is trained."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def executed_flops(work: Work) -> int:
+    """FLOPs that torch counts while something runs (of vmapped `grouped` convolutions it counts too many)."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 class _Written(fx.Interpreter):

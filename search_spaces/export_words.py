@@ -21,6 +21,8 @@ from torch import fx
 from search_spaces.blocks import NODES, Node
 
 SUMMED = "A node is the sum of what its edges give, over the root of how many they are."
+PLACED = "Node l2s1 is that of layer 2 and scale 1, whose map has half the side of scale 0."
+WOVEN = re.compile(r"l\d+s\d+")
 OWNER = re.compile(r"(?:(.*)\.)?nodes\.")
 
 
@@ -85,7 +87,8 @@ def graph_words(found: Sequence[Found]) -> list[str]:
     for edges, owners in told.items():
         lines += [f"{', '.join(owners)}:"] if len(graphs) > 1 else []
         lines += [*(f"    {edge}" for edge in edges), ""]
-    return [*lines, SUMMED]
+    woven = any(WOVEN.fullmatch(one.node.name) for one in found)
+    return [*lines, *([PLACED] if woven else []), SUMMED]
 
 
 def _edges(nodes: Sequence[Node]) -> list[str]:

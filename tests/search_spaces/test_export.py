@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from export_cases import CASES
+from export_cases import built as built_whole
 from network_cases import ORDINARY
 from torch import Tensor, nn
 
 from search_spaces import Invalid
 from search_spaces.continuous import make_continuous
 from search_spaces.export import FORMATS, export, path_faults
+from search_spaces.export_layers import made
+from search_spaces.export_python import weights_of, written
 from search_spaces.flow import Flow, traced
 from search_spaces.materialise import MaskedExport, masked, materialise, plain
 from search_spaces.networks import MLP, ConvNet, Residual
@@ -75,18 +79,27 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     return module.eval(), example
 
 
-NETWORKS = ("mlp", "rows", "convnet", "residual", "vgg", "resnet")
+NETWORKS = {
+    "widths": ("mlp", "rows", "convnet", "residual", "vgg", "resnet"),
+    "strides and depths": ("sliced", *(name for name in CASES if name.startswith(("convnet_", "residual_")))),
+    "graphs": tuple(name for name in CASES if not name.startswith(("convnet_", "residual_"))),
+}
 
 
+@pytest.mark.parametrize("what", list(NETWORKS))
 @pytest.mark.parametrize("suffix", list(FORMATS))
-def test_read_back_it_is_the_relaxed_network(suffix: str, tmp_path: Path) -> None:
+def test_read_back_it_is_the_relaxed_network(suffix: str, what: str, tmp_path: Path) -> None:
     """In a process of its own, where none of our packages can be imported."""
     if suffix == ".onnx":
         pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
-    for name in NETWORKS:
-        module, example = built(name)
+    for name in NETWORKS[what]:
+        if what == "widths":
+            module, example = built(name)
+            narrow = materialise(Flow(module, example))
+        else:
+            case = built_whole(name)
+            module, example, narrow = case.relaxed, case.example, case.plain
         x = torch.randn(7, *example.shape[1:])
-        narrow = materialise(Flow(module, example))
         assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in module.parameters())
         export(narrow, example, tmp_path / f"{name}{suffix}")
         torch.save({"x": x, "y": module(x).detach()}, tmp_path / f"{name}.pt")
@@ -95,7 +108,7 @@ def test_read_back_it_is_the_relaxed_network(suffix: str, tmp_path: Path) -> Non
 import sys, torch
 for name in ("search_spaces", "trials", "service"):
     sys.modules[name] = None
-for name in {NETWORKS!r}:
+for name in {NETWORKS[what]!r}:
     {READ[suffix]}
     truth = torch.load(f"{{name}}.pt")
     with torch.no_grad():
@@ -105,7 +118,7 @@ for name in {NETWORKS!r}:
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
     )
-    assert done.stdout.split() == list(NETWORKS), done.stderr
+    assert done.stdout.split() == list(NETWORKS[what]), done.stderr
 
 
 READ = {
@@ -147,7 +160,8 @@ LAYERS = {
     ),
     "pools": (
         *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.ZeroPad2d((1, 0, 1, 0)), nn.MaxPool2d(2, ceil_mode=True)),
-        *(nn.AvgPool2d(2), nn.AdaptiveMaxPool2d((1, 1)), nn.Flatten(), nn.Linear(3, 2)),
+        *(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), nn.AvgPool2d(2, divisor_override=3)),
+        *(nn.Upsample(size=(5, 7)), nn.AdaptiveMaxPool2d((1, 1)), nn.Flatten(), nn.Linear(3, 2)),
     ),
 }
 
@@ -184,14 +198,79 @@ def test_the_exporter_says_nothing_of_its_own(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_the_python_file_is_readable() -> None:
-    from search_spaces.export_python import written
-
     module, example = built("mlp")
     text = written(materialise(Flow(module, example)), "batch, 5")
     assert "It reads float32 numbers [batch, 5]." in text
-    assert "nn.Linear(in_features=5, out_features=3, bias=True)" in text
+    assert "nn.Linear(5, 3)" in text
     assert "def forward(self, x):" in text
     assert "search_spaces" not in text
+
+
+def test_a_graph_is_written_node_by_node() -> None:
+    text = written(built_whole("graphon").plain, "batch, 3, 8, 8")
+    edges = text.split("operations:\n\n")[1].split("\n\n")[0]
+    assert [line.split() for line in edges.splitlines()] == [
+        ["x0", "->", "x1", "skip"],
+        ["x1", "->", "x2", "conv3,", "avg_pool"],
+        ["x0", "->", "x3", "conv3"],
+        ["x1", "->", "x4", "skip"],
+        ["x2", "->", "x4", "conv3,", "skip"],
+        ["x3", "->", "x4", "conv3"],
+    ]
+    assert forward_of(text)[:-3] == [
+        "x0 = self.stem(x)",
+        "x1 = x0",
+        "x2 = (self.e12_conv3(x1) + self.e12_avg_pool(x1)) * 2**-0.5",
+        "x3 = self.e03_conv3(x0)",
+        "x4 = (x1 + self.e24_conv3(x2) + x2 + self.e34_conv3(x3)) * 4**-0.5",
+    ]
+    assert "self.e12_avg_pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)" in text
+
+
+def forward_of(text: str) -> list[str]:
+    return [line.strip() for line in text.split("def forward(self, x):\n")[1].split("\n\n")[0].splitlines()]
+
+
+def test_cells_and_fabrics_name_their_nodes() -> None:
+    cells = written(built_whole("cell").plain, "batch, 3, 9, 7")
+    assert "cells_0, cells_1:\n" in cells  # which are one graph, told once
+    assert cells.count("x0 -> x2  separable") == 1
+    assert "cells_1_x0 = self.transitions_0(cells_0_x3)" in forward_of(cells)
+    fabric = forward_of(written(built_whole("fabric").plain, "batch, 3, 8, 8"))
+    assert "l2s1 = (self.l1s0_l2s1_skip(l1s0) + l1s1) * 2**-0.5" in fabric
+    assert "l2s0 = self.l1s1_l2s0_conv3(l1s1)" in fabric
+
+
+def test_strides_are_written_as_one_writes_them() -> None:
+    assert "layers_3_strided = layers_0_to_2[:, :, ::3, ::3]" in written(built_whole("sliced").plain, "batch")
+    assert "nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)" in written(
+        built_whole("convnet_shrink").plain, "batch"
+    )
+    spectral = forward_of(written(built_whole("convnet_spectral").plain, "batch"))
+    assert "features_1_resampled1 = features_0 @ self.features_1_resample1" in spectral
+
+
+def test_what_changes_in_place_stays_where_it_is() -> None:
+    """A term of a sum is not moved past an operation that changes what it reads."""
+    plain = built_whole("graphon").plain
+    for module in plain.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    assert "x2 = add * 2**-0.5" in " ".join(forward_of(written(plain, "batch")))
+
+
+def test_a_layer_is_made_as_it_was() -> None:
+    for text in (
+        "nn.Conv2d(3, 4, (3, 5), stride=2, padding=(1, 2), bias=False)",
+        'nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect")',
+        "nn.AvgPool2d(3, stride=1, padding=1, ceil_mode=True, count_include_pad=False)",
+        "nn.BatchNorm1d(4, affine=False)",
+        "nn.LayerNorm((4, 4), bias=False)",
+        "nn.Hardtanh(min_val=-0.5, max_val=0.5)",
+        'nn.Upsample(size=(2, 3), mode="bilinear")',
+        "nn.Sigmoid()",
+    ):
+        assert made(eval(text)) == text
 
 
 def test_a_network_that_cannot_be_traced_is_exported_with_masks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from search_spaces import Space
-from search_spaces.networks import MLP, ConvNet, Network, Residual
+from search_spaces.networks import MLP, Cell, ConvNet, Fabric, Graphon, Network, Residual
 from search_spaces.width import Gate
 from trials.batches import Rows
 from trials.hypergradients import Method
@@ -36,7 +36,38 @@ NETWORKS: dict[str, Network] = {
     "convnet": ConvNet(layers=2),
     "convnet under ntk": ConvNet(layers=2, parametrisation="ntk"),
     "residual under mup": Residual(stages=1, blocks=1, parametrisation="mup"),
+    "strides": ConvNet(layers=2, norm="batch"),
+    "strides and depth": Residual(stages=2, blocks=2, stride="resize"),
+    "cell": Cell(cells=2),
+    "graphon": Graphon(),
+    "fabric": Fabric(),
 }
+GRAPH = {"type": "topology", "operations": ["conv3", "avg_pool", "skip"], "nodes": 2, "layers": 2, "scales": 2}
+#: what the space has beside widths
+FURTHER: dict[str, dict[str, Any]] = {
+    "strides": {f"stride.{i}": {"type": "stride", "low": 1, "high": 3} for i in range(2)},
+    "strides and depth": {
+        "stride.1": {"type": "stride", "low": 1, "high": 3},
+        "depth.0": {"type": "depth", "low": 0, "high": 2},
+        "depth.1": {"type": "depth", "low": 0, "high": 2},
+    },
+    "cell": {"topology": {**GRAPH, "kind": "free"}},
+    "graphon": {"topology": {**GRAPH, "kind": "graphon", "coefficients": 3}},
+    "fabric": {"topology": {**GRAPH, "kind": "fabric"}},
+}
+
+
+def point_of(space: Space, i: int) -> dict[str, float]:
+    """A point between whole ones; strides round alike, so that lanes may share a bundle."""
+    at = {"width": (3.3, 2.4, 0.3), "stride": (1.6, 0.2, 0.3), "depth": (0.6, 0.4, 0.3), "topology": (0.3, 0.1, 0.07)}
+    found = {}
+    for g, name in enumerate(space.coordinates):
+        start, lane, gate = at[name.split(".")[0]]
+        among = g if name.startswith("width") else int(name.split(".")[1])
+        found[name] = start + lane * i + gate * among
+        if name.startswith("topology"):
+            found[name] %= 1.0
+    return found
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
@@ -45,18 +76,18 @@ def test_the_network_taken_is_the_one_measured(name: str, arm: str) -> None:
     network, facts = NETWORKS[name], ARMS[arm]
     moved = {"moved_by": "gradient"} if "method" in facts else {}
     width = {"type": "width", "low": 2, "high": 12, **moved}
+    further = {key: {**value, **moved} for key, value in FURTHER.get(name, {}).items()}
+    network = network if "topology" not in further else network.within(Space.from_dict(further))
+    space = Space.from_dict({**dict.fromkeys(network.widths, width), **further})
     plan = Plan(
-        space=Space.from_dict(dict.fromkeys(network.gates, width)),
+        space=space,
         task=replace(load("uci/digits"), shape=(1, 8, 8)),
         network=network,
         training=Training(epochs=1, batch_size=64),
         metric="val_loss",
         **facts,
     )
-    trials = [
-        Trial(search_id="s", number=i, point={gate: 3.3 + 2.4 * i + 0.3 * g for g, gate in enumerate(network.gates)})
-        for i in range(3)
-    ]
+    trials = [Trial(search_id="s", number=i, point=point_of(space, i)) for i in range(3)]
     bundle = Bundle(search_id="s", id="b", generation=0, trials=tuple(trials))
     stored = [record for record in Trainer(plan).train(bundle) if isinstance(record, Outcome)]
     assert [outcome.error for outcome in stored] == [None] * 3

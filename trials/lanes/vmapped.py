@@ -109,6 +109,7 @@ class VmappedLanes(Regated):
         for gate, role in roles_of(self.flow.graph).items():
             maximum, lanes = self.flow.gates[gate].maximum, [lane[gate] for lane in sizes]
             if role == "stride":
+                assert not self.whole or len(set(lanes)) == 1, "lanes that really stride do so alike"
                 found[gate] = 1 if self._fixed else min(n for n in lanes if isinstance(n, int))
             elif role == "topology":
                 found[gate] = tuple(range(maximum))
