@@ -223,7 +223,7 @@ def executed_flops(work: Work) -> int:
     """FLOPs that torch counts while something runs (of vmapped `grouped` convolutions it counts too many)."""
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 class _Written(fx.Interpreter):

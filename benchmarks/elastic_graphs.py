@@ -11,6 +11,7 @@ same whole graph would cost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.elastic_cases import OUTPUTS, Case, begun, lane_step
+from benchmarks.elastic_cases import Case, begun, lane_step
 from benchmarks.timing import LEAST, ratio, rounds
 from search_spaces import Space, Topology
+from search_spaces.cost import Costs
 from search_spaces.flow import Flow
 from search_spaces.flow_costs import costs_of
 from search_spaces.graph_networks import TOPOLOGY, Cell, Fabric, Graphon, Wired
@@ -130,10 +132,10 @@ def graph(case: Case, way: str, scale: GraphScale) -> Row:
         programs[name] = begun(flow, (), way, [{}] * count, whole=True, device=case.device)
     works = {name: lane_step(program, case) for name, program in programs.items()}
     found = rounds(works, scale.repeats, case.device, scale.least)
-    costs = {name: (costs_of(flow), {}) for name, flow in flows.items()}
+    costs: dict[str, tuple[Costs, Mapping[str, Any]]] = {name: (costs_of(flow), {}) for name, flow in flows.items()}
     costs |= {"relaxed": (case.costs, sizes["relaxed"]), "residual": (residual.costs, residual.maxima)}
-    row: Row = {"case": f"{topology.kind} {case.name}", "graph": topology.graph, "way": way, "lanes": count}
-    row |= {"kept": len(kept), "units": len(topology.useful), "outputs": OUTPUTS}
+    row: Row = {"case": case.name, "graph": topology.graph, "way": way, "lanes": count}
+    row |= {"kept": len(kept), "units": len(topology.useful)}
     for name, (own, of) in costs.items():
         row[f"{name}_ms"] = 1e3 * median(found[name])
         row[f"{name}_parameters"] = float(own.parameters(of))

@@ -5,13 +5,15 @@ beyond them must not be seen. `Cells` silences it before a convolution, whose pa
 maximum; `CellMean` and `CellBatchNorm` take statistics of what is live. `search_spaces.cell_flow` puts them where they
 belong. At whole strides each equals the plain operation on the small map.
 
-Legend of shape suffixes: C channels.
+Legend of shape suffixes: C channels, I all cells of a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.extent import Extent
 from search_spaces.stride import cell_grades, sizes_of
-from search_spaces.width import Acting, Gate
+from search_spaces.width import Acting, Gate, HeldGate
 
 Axes = Mapping[int, Extent]  # which axes of a tensor have shrunk, and how far
 
@@ -36,29 +38,61 @@ class Cellwise(Acting):
         super().__init__()
         self.axes, self.gates = dict(axes), nn.ModuleList(gates)
 
-    def grades(self, x: Tensor) -> Iterator[Tensor]:
-        """The cells' grades along each axis, shaped to multiply x."""
-        return grades_along(self.axes, self.gates, x)
+    def weight(self, x: Tensor) -> Tensor:
+        """The cells' grades, shaped to multiply x."""
+        return weight_of(self.axes, self.gates, x)
 
     def extra_repr(self) -> str:
         return f"axes {list(self.axes)}"
 
 
-def grades_along(axes: Axes, gates: nn.ModuleList, x: Tensor) -> Iterator[Tensor]:
-    """The cells' grades along each of some axes, shaped to multiply x."""
+def weight_of(axes: Axes, gates: nn.ModuleList, x: Tensor) -> Tensor:
+    """The grades of x's cells: the product of those along each axis, shaped to multiply x.
+
+    Many readers have the same cells, so what a gate's strides gave last is kept until they change, where no gradient
+    passes through them.
+    """
     sizes = sizes_of(gates)
-    for axis, extent in axes.items():
-        along = [x.shape[axis] if i == axis else 1 for i in range(x.dim())]
-        yield cell_grades(extent.live(sizes), x.shape[axis], x).view(along)
+    sides = tuple(x.shape[axis] for axis in axes)
+    key = (tuple(axes.items()), sides, x.dim(), x.dtype)
+    held = [gate.m for gate in gates if isinstance(gate, HeldGate)]
+    still = len(held) == len(gates) and not any(m.requires_grad for m in held)
+    memory = _MEMORY.setdefault(gates[0], _Memory()) if still else _Memory()
+    found = memory.recall(held, key)
+    if found is None:
+        found = x.new_ones(())
+        for axis, extent in axes.items():
+            along = [x.shape[axis] if i == axis else 1 for i in range(x.dim())]
+            found = found * cell_grades(extent.live(sizes), x.shape[axis], x).view(along)
+        memory.keep(held, key, found)
+    return found
+
+
+class _Memory:
+    """Weights by what they are of, as long as the tensors that they follow are the same ones."""
+
+    def __init__(self) -> None:
+        self.of: list[Tensor] = []
+        self.weights: dict[Any, Tensor] = {}
+
+    def recall(self, held: Sequence[Tensor], key: Any) -> Tensor | None:
+        same = len(held) == len(self.of) and all(a is b for a, b in zip(held, self.of, strict=True))
+        return self.weights.get(key) if same else None
+
+    def keep(self, held: Sequence[Tensor], key: Any, weight: Tensor) -> None:
+        if len(held) != len(self.of) or any(a is not b for a, b in zip(held, self.of, strict=True)):
+            self.of, self.weights = list(held), {}
+        self.weights[key] = weight
+
+
+_MEMORY: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
 
 
 class Cells(Cellwise):
     """x times its cells' grades."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for c in self.grades(x):
-            x = x * c
-        return x
+        return x * self.weight(x)
 
 
 class CellFloor(Cellwise):
@@ -66,11 +100,9 @@ class CellFloor(Cellwise):
     them. What they sink to depends on live cells alone: a cropped map has the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        grade: Any = 1.0
-        for c in self.grades(x):
-            grade = grade * c
-        low = (x * grade).amin(list(self.axes), keepdim=True).clamp(max=0.0)
-        floored: Tensor = low + (x - low) * grade
+        weight = self.weight(x)
+        low = (x * weight).amin(list(self.axes), keepdim=True).clamp(max=0.0)
+        floored: Tensor = low + (x - low) * weight
         return floored
 
 
@@ -82,25 +114,20 @@ class CellMean(Cellwise):
         self.dims, self.keepdim = tuple(dims), keepdim
 
     def forward(self, x: Tensor) -> Tensor:
-        count: Any = 1.0
-        for dim in self.dims:
-            if dim not in self.axes:
-                count = count * x.shape[dim]
-        for c in self.grades(x):
-            count = count * c.sum()
+        others = math.prod(x.shape[dim] for dim in self.dims if dim not in self.axes)
+        count = others * self.weight(x).sum()
         mean: Tensor = x.sum(self.dims, keepdim=self.keepdim) / count
         return mean
 
 
 def cell_statistics(axes: Axes, gates: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each channel's mean and variance over live cells [C], and of how many numbers they are."""
-    weight, count = x.new_ones(()), x.new_tensor(x.numel() / x.shape[1])
-    for c in grades_along(axes, gates, x):
-        weight, count = weight * c, count * c.sum() / c.numel()
-    dims = [i for i in range(x.dim()) if i != 1]
-    mean = (weight * x).sum(dims, keepdim=True) / count
-    variance_C = (weight * (x - mean).square()).sum(dims) / count
-    return mean.flatten(), variance_C, count
+    weight = weight_of(axes, gates, x)
+    weight_I = weight.expand(1, 1, *x.shape[2:]).reshape(-1)
+    count = x.shape[0] * weight_I.sum()
+    mean_C = (x.flatten(2) @ weight_I).sum(0) / count
+    spread = (x - mean_C.view(1, -1, *(1,) * (x.dim() - 2))).square()
+    return mean_C, (spread.flatten(2) @ weight_I).sum(0) / count, count
 
 
 def unbiased(variance_C: Tensor, count: Tensor) -> Tensor:
