@@ -215,6 +215,14 @@ def _tell(value: fx.Node, node: fx.Node, mix: Mix, kept: Sequence[int]) -> None:
         value.meta[NODES] = (*value.meta.get(NODES, ()), Node(str(node.target), mix.node, terms))
 
 
+def retell(graph: fx.GraphModule, before: fx.GraphModule) -> None:
+    """Let a network that was traced again say of which graphs' nodes its values are, as it did before."""
+    old, new = ([node for node in each.graph.nodes if node.op != "get_attr"] for each in (before, graph))
+    if [(node.op, node.target) for node in old] == [(node.op, node.target) for node in new]:
+        for one, again in zip(old, new, strict=True):
+            again.meta |= {key: value for key, value in one.meta.items() if key == NODES}
+
+
 def _evened(graph: fx.GraphModule, node: fx.Node, evened: Evened, kept: Sequence[int]) -> Any:
     """The sum over the root of the number of its kept terms."""
     count = sum(unit in kept for unit in evened.units)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from search_spaces.blocks import branches
+from search_spaces.blocks import branches, retell
 from search_spaces.cell_flow import CellFlow
 from search_spaces.extent import Extent
 from search_spaces.faults import Invalid
@@ -279,6 +279,8 @@ def traced(module: nn.Module) -> fx.GraphModule:
         tracer = _Tracer()
         graph = tracer.trace(module)
         found = fx.GraphModule(module, graph, type(module).__name__)
+        if isinstance(module, fx.GraphModule):
+            retell(found, module)
         as_modules(found)
         return found
     except Exception as error:  # tracing runs the user's forward with proxies: anything may come

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from search_spaces.extent import KINDS, Extent, Moved, smoothness_of
 from search_spaces.width import Acting, Gate
@@ -91,16 +91,24 @@ def resampling(
     extents say are live."""
     s = sizes[step.gate]
     if step.kind == "shrink":
-        return linear(s, outputs, inputs)
+        return linear(s if isinstance(s, Tensor) else like.new_tensor(s), outputs, inputs)
     live_in, live_out = before.live(sizes), before.then(step).live(sizes)
     if step.kind == "resize":
         return cubic(live_in, live_out, outputs, inputs, like)
     return spectral(live_in, live_out, s, step.smoothness, outputs, inputs, like)
 
 
-def sizes_of(gates: Iterable[nn.Module]) -> dict[str, Tensor]:
-    """Each stride by the name of its gate, as scalars."""
-    return {gate.name: gate.grades()[0] for gate in gates}  # type: ignore[operator, misc]
+def sizes_of(gates: Iterable[nn.Module]) -> dict[str, Any]:
+    """Each stride by the name of its gate: a scalar, or a number where nothing differentiates or batches it, for how
+    many cells are live is a hundred small operations, which numbers do in no time."""
+    return {gate.name: _number(gate.grades()[0]) for gate in gates}  # type: ignore[operator, misc]
+
+
+def _number(s: Tensor) -> Any:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(s)
+    if s.requires_grad or wrapped or s.device.type != "cpu" or unpack_dual(s).tangent is not None:
+        return s
+    return float(s)
 
 
 class StrideGate(Gate):
@@ -170,14 +178,15 @@ class Stride(Acting):
         extents = self.extents or tuple(map(Extent, inputs))
         steps = self.steps or tuple(map(self.step, inputs))
         outputs = self.room or tuple(inputs)
-        matrices = [
-            resampling(*axis, like=x) for axis in zip(steps, extents, repeat(sizes), outputs, inputs, strict=False)
-        ]
-        if not self.extents:
-            live = [extent.then(step).live(sizes) for extent, step in zip(extents, steps, strict=True)]
-            matrices = [
-                cell_grades(n, len(m_OI), x).unsqueeze(1) * m_OI for n, m_OI in zip(live, matrices, strict=True)
-            ]
+        axes = list(zip(steps, extents, outputs, inputs, strict=True))
+        made = {}  # axes of a square map share one
+        for axis in dict.fromkeys(axes):
+            step, extent, *shape = axis
+            made[axis] = resampling(step, extent, sizes, *shape, like=x)
+            if not self.extents:
+                live = cell_grades(extent.then(step).live(sizes), len(made[axis]), x)
+                made[axis] = live.unsqueeze(1) * made[axis]
+        matrices = [made[axis] for axis in axes]
         out = x @ matrices[-1].mT
         return out if len(matrices) == 1 else matrices[0] @ out
 

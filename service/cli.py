@@ -343,7 +343,8 @@ def best(
         Path | None,
         typer.Option(metavar="FILE", help="Write its plain network there: .pt2, .onnx, or .py with .safetensors."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --export replace a file.")] = False,
+    draw: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw its graph there: .png or .svg.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Let these replace a file.")] = False,
     retrain: Annotated[
         int | None, typer.Option(metavar="SEEDS", min=1, help="Retrain it from scratch, so often, and store that.")
     ] = None,
@@ -353,20 +354,15 @@ def best(
     from service.summary import best_trial
 
     witness = _reading(store)
-    chosen = witness.named(search)
-    if retrain is not None or export is not None:
-        from service.networks import export_best, retrain_best
-        from trials.store import Store
+    chosen, made = witness.named(search), {}
+    if retrain is not None or export is not None or draw is not None:
+        from service.networks import make_of_best
 
         with contextlib.redirect_stdout(sys.stderr):  # the user's own modules may print
-            if retrain is not None:
-                say(f"retrained: {retrain_best(Store(witness.root), chosen, retrain)}")
-            exported = export_best(chosen, export, overwrite=overwrite) if export is not None else None
-            for note in exported["notes"] if exported else ():
-                say(f"note: {note}")
-    else:
-        exported = None
-    found = {**best_trial(chosen, witness), **({"exported": exported} if exported else {})}
+            made = make_of_best(
+                witness.root, chosen, say, retrain=retrain, export=export, draw=draw, overwrite=overwrite
+            )
+    found = {**best_trial(chosen, witness), **made}
     out.print_best(found, output.value)
     _warn_of_damage(witness)
     return 0

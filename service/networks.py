@@ -1,6 +1,7 @@
-"""A search's best network: trained once more for its weights, exported, or retrained from scratch and stored.
+"""A search's best network: trained once more for its weights, exported, drawn, or retrained from scratch and stored.
 
->>> export_best(store, search, Path("best.pt2"))
+>>> export_best(search, Path("best.pt2"))
+>>> draw_best(search, Path("best.png"))
 >>> retrain_best(store, search, 3)
 """
 
@@ -10,6 +11,7 @@ import json
 import math
 import secrets
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,30 @@ def export_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> 
     }
 
 
+def draw_best(search: SearchStore, path: Path, *, overwrite: bool = False) -> None:
+    """Draw the graph of the best trial's rounded network to `path` (.png or .svg).
+
+    Raises:
+        Invalid: when the path is none, or the network has no graph.
+    """
+    from search_spaces.drawing import draw, path_faults
+
+    if faults := path_faults(path, overwrite=overwrite):
+        raise Invalid(faults)
+    best = best_of(search)
+    network = best.plan.network
+    assert network is not None
+    sizes = network.whole_sizes(best.found["rounded"])
+    graphs = [(topology, sizes[gate]) for gate in network.gates if (topology := network.topology_of(gate)) is not None]
+    if len(graphs) != 1:
+        many = "has no topology" if not graphs else f"has {len(graphs)} topologies, which are no one picture"
+        raise Invalid([f"draw: {network.words} {many}; draw that of a cell, graphon or fabric."])
+    ((topology, kept),) = graphs
+    assert isinstance(kept, tuple)
+    grades = [float(unit in kept) for unit in range(len(topology.units))]
+    draw(topology, grades, path, title=f"{search.id}, trial {best.trial.number}")
+
+
 def retrain_best(store: Store, search: SearchStore, seeds: int) -> str:
     """Retrain the best trial's rounded network from scratch, `seeds` times, scored on the test split; the id of the
     search that the retrainings are stored as."""
@@ -118,3 +144,28 @@ def retrain_best(store: Store, search: SearchStore, seeds: int) -> str:
     with threads(threads_of(best.spec)):
         retrain(made, best.plan, [best.found["point"]], seeds, device_of(best.spec))
     return name
+
+
+def make_of_best(
+    root: Path,
+    search: SearchStore,
+    say: Callable[[str], None],
+    *,
+    retrain: int | None,
+    export: Path | None,
+    draw: Path | None,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Make of the best trial what a command asks for, the quickest first; returns what was `drawn` and `exported`."""
+    made: dict[str, Any] = {}
+    if draw is not None:
+        draw_best(search, draw, overwrite=overwrite)
+        made["drawn"] = str(draw)
+        say(f"drawn: {draw}")
+    if retrain is not None:
+        say(f"retrained: {retrain_best(Store(root), search, retrain)}")
+    if export is not None:
+        made["exported"] = export_best(search, export, overwrite=overwrite)
+        for note in made["exported"]["notes"]:
+            say(f"note: {note}")
+    return made

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from service.graphs import graphs_of
 from service.verdict import in_words
 from trials.query import query
 from trials.store import NotFound, Store
@@ -80,7 +81,9 @@ def report_of(store: Store, comparison: str) -> Report:
     arms, bests = _rows(query(store, sql)), _rows(query(store, _BESTS.format(**names)))
     for row in bests:
         row.update({key: json.loads(row[key]) for key in ("asked", "point", "rounded")})
-    gates = sorted({name for row in bests for name in row["rounded"] if name.startswith("width.")})
+        row["graphs"] = graphs_of(store.search(row["search_id"]).spec()["spec"]["space"], row["rounded"])
+    sized = ("width.", "stride.", "depth.")
+    gates = sorted({name for row in bests for name in row["rounded"] if name.startswith(sized)}, key=_by_kind)
     scores: dict[str, list[float]] = {}
     for row in bests:
         if row["test"] is not None:
@@ -183,10 +186,14 @@ def text(report: Report) -> str:
         for row in report.bests
     ]
     head = ("arm", "repeat", "trial", "start", "end", "rounded", "parameters", "selection", "test ± seeds")
-    parts = ["The best trial of each search:", _table(head, bests)]
+    sizes = f" (sizes: {', '.join(report.gates)})" if report.gates else ""
+    told = f"The best trial of each search{sizes}:"
+    parts = [told, _table(head, bests)]
     if report.moved:
         moves = "Sizes at the start and at the end of every moved trial, beside its control:"
         parts = [moves, _moves_table(report), *parts]
+    if graphs := [f"{r['arm']}, repeat {r['repeat']}: {w}" for r in report.bests for w in r["graphs"].values()]:
+        parts += ["Their graphs, rounded:\n" + "\n".join(graphs)]
     names = f"comparison {report.comparison}: test scores are means over retrainings of each search's best"
     parts += [names, arms, f"Verdict: {report.verdict}"]
     return "\n\n".join(parts)
@@ -222,6 +229,12 @@ def _number(value: float | None, digits: int) -> str:
 
 def _list(sizes: Sequence[float | None], digits: int = 1) -> str:
     return " ".join("-" if size is None else f"{size:.{digits}f}" for size in sizes)
+
+
+def _by_kind(gate: str) -> tuple[int, str]:
+    """Widths before strides before depths."""
+    kind = gate.split(".")[0]
+    return ("width", "stride", "depth").index(kind), gate
 
 
 def _sizes(point: dict[str, Any], gates: Sequence[str], digits: int = 1) -> str:

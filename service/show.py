@@ -24,6 +24,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from search_spaces.faults import Invalid
+from service.graphs import without_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -307,12 +308,13 @@ def _range(parameter: Mapping[str, Any]) -> str:
 def _best_facts(best: Mapping[str, Any], metric: str | None) -> list[tuple[str, str]]:
     parameters = best["parameters"]
     size = "" if parameters is None else f" ({parameters:,.0f} parameters)"
-    moved = best["asked"] != best["point"]
+    moved, graphs = best["asked"] != best["point"], best.get("graphs") or {}
+    asked, point, rounded = (values(without_numbers(best[name], graphs)) for name in ("asked", "point", "rounded"))
     return [
         ("best", f"{metric} {cell(best['value'])} (trial {best['trial']})"),
-        *([("  asked", values(best["asked"])), ("  ended at", values(best["point"]))] if moved else []),
-        *([] if moved else [("  point", values(best["point"]))]),
-        ("  rounded", values(best["rounded"]) + size),
+        *([("  asked", asked), ("  ended at", point)] if moved else [("  point", point)]),
+        ("  rounded", rounded + size),
+        *((f"  {name}", words) for name, words in graphs.items()),
         ("  scores", _scores(best)),
     ]
 

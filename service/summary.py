@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from search_spaces.faults import Invalid
+from service.graphs import graphs_of
 from trials import layout
 from trials.lease import holder
 from trials.records import Ending, Outcome
@@ -88,6 +89,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "best": best
         and {
             **_trial(best, asked.get(best.number, {})),
+            **({"graphs": graphs} if (graphs := graphs_of(spec.get("space", {}), best.rounded)) else {}),
             "retrained": retrained(store, search.id, str(objective.get("metric"))) if store else None,
         },
         "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),

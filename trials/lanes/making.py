@@ -156,7 +156,10 @@ def jittered(plan: Plan, kinds: Sequence[GateKind], numbers_KM: Tensor, identiti
             u_K = torch.cat([uniform(key, 1, 1).reshape(1) for key in keys]).double()
             s_K = start_KM[:, first]
             near_K = (s_K - s_K.round()).abs() < NEAR
-            aside_K = (s_K + network.jitter * (2 * u_K - 1)).clamp(kind.scale[0], kind.scale[1])
+            shift_K = network.jitter * (2 * u_K - 1)
+            # at an end of the range, the other way: what is cut off there would begin at the whole stride
+            inside_K = (s_K + shift_K >= kind.scale[0]) & (s_K + shift_K <= kind.scale[1])
+            aside_K = (s_K + torch.where(inside_K, shift_K, -shift_K)).clamp(kind.scale[0], kind.scale[1])
             start_KM[:, first] = torch.where(near_K, aside_K, s_K)
         first += kind.numbers
     return start_KM
