@@ -1,10 +1,11 @@
-"""What elastic width costs and saves: gated beside plain, materialised beside relaxed, many lanes beside one.
+"""What a continuous architecture costs and saves: widths, strides (`elastic_strides`) and graphs (`elastic_graphs`).
 
-    python -m benchmarks.elastic [--quick] [--json FILE] [--device cuda]
+    python -m benchmarks.elastic [--part widths|strides|graphs] [--quick] [--json FILE] [--device cuda]
 
-Every ratio is of competitors that took turns in one run, on one thread of the CPU: the median over the rounds of each
-round's ratio. Rows are noise, float32, one batch. Gates lack half of their last unit, so that none could be left out.
-`--quick` takes about a minute; its figures are rough. Needs torch, not ray.
+Of widths: gated beside plain, materialised beside relaxed, many lanes beside one. Every ratio is of competitors that
+took turns in one run, on one thread of the CPU: the median over the rounds of each round's ratio. Rows are noise,
+float32, one batch. Gates lack half of their last unit, so that none could be left out. `--quick` takes less than a
+minute; its figures are rough. Needs torch, not ray.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks import elastic_graphs, elastic_strides
 from benchmarks.elastic_cases import PART, Case, activation_bytes, lane_step, module_pass, module_step, parameter_bytes
 from benchmarks.elastic_tables import GATE_GOAL, tables
 from benchmarks.machine import facts, square_gflops
@@ -32,6 +34,7 @@ from trials.calibrate import free_memory
 from trials.training import WAYS
 
 Row = dict[str, Any]
+PARTS = ("widths", "strides", "graphs")
 MEMORY_SHARE = 0.5  # of what is free that a program may take
 
 
@@ -47,6 +50,8 @@ class Scale:
     repeats: int
     lane_repeats: int
     patience: float
+    strides: elastic_strides.StrideScale = elastic_strides.FULL
+    graphs: elastic_graphs.GraphScale = elastic_graphs.FULL
     batch: int = 64
     least: float = LEAST
 
@@ -66,10 +71,13 @@ QUICK = Scale(
     images=((1, 28, 28),),
     lane_image=(1, 28, 28),
     shares=(0.5,),
-    lanes=(1, 4, 8),
-    repeats=5,
+    lanes=(1, 4),
+    repeats=3,
     lane_repeats=2,
-    patience=1.0,
+    patience=0.5,
+    strides=elastic_strides.QUICK,
+    graphs=elastic_graphs.QUICK,
+    batch=32,
 )
 
 
@@ -174,8 +182,9 @@ def _too_large(case: Case, way: str, count: int, lane_seconds: float, patience: 
     return "time" if count * lane_seconds > patience else None
 
 
-def report(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Every figure. Gates and lanes come twice: as the process is, and when it keeps the memory that it frees."""
+def report(scale: Scale, device: torch.device, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Every figure. Gates and lanes come twice: as the process is, and when it keeps the memory that it frees, as in
+    strides and graphs."""
     peak = square_gflops(8192 if device.type == "cuda" else 1024, device=str(device))
     found: dict[str, Any] = {
         "machine": facts(),
@@ -198,24 +207,36 @@ def report(scale: Scale, device: torch.device) -> dict[str, Any]:
             row for case in cases("lanes", (scale.lane_image,)) for row in lanes(case, scale, peak)
         ]
 
-    measure("")
-    found["sizes"] = [sizes(case, share, scale) for case in cases("sizes", scale.images) for share in scale.shares]
-    if device.type == "cpu" and keep_freed_memory():  # last, for there is no way back
+    if "widths" in parts:
+        measure("")
+        found["sizes"] = [sizes(case, share, scale) for case in cases("sizes", scale.images) for share in scale.shares]
+    kept = device.type == "cpu" and keep_freed_memory()  # from here on, for there is no way back
+    if kept and "widths" in parts:
         measure("_memory_kept")
+    if "strides" in parts:
+        found |= elastic_strides.report(scale.strides, device)
+    if "graphs" in parts:
+        found |= elastic_graphs.report(scale.graphs, device)
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one image size, few lanes: about a minute")
+    parser.add_argument("--quick", action="store_true", help="small cases, few lanes: less than a minute")
+    parser.add_argument("--part", choices=PARTS, help="measure that alone")
+    parser.add_argument("--multiplier", type=float, metavar="M", help="of the widths of a ResNet-18 (strides)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there as one JSON object")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: torch must see a GPU, but it sees none; take --device cpu")
     torch.set_num_threads(1)
-    found: Mapping[str, Any] = report(QUICK if options.quick else FULL, torch.device(options.device))
+    scale = QUICK if options.quick else FULL
+    if options.multiplier is not None:
+        scale = replace(scale, strides=replace(scale.strides, multiplier=options.multiplier))
+    parts = PARTS if options.part is None else (options.part,)
+    found: Mapping[str, Any] = report(scale, torch.device(options.device), parts)
     if options.json is not None:
         options.json.write_text(json.dumps({**found, "quick": options.quick}) + "\n")
     print(tables(found))

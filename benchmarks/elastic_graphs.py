@@ -11,6 +11,7 @@ same whole graph would cost.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -35,7 +36,7 @@ from trials.lanes.program import Program
 Row = dict[str, Any]
 OF_IMAGES = ("conv3", "max_pool", "skip")
 WIDEST = 512
-SEED = 0
+DRAWS = 15  # random graphs, of which the one of the median FLOPs is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,19 @@ QUICK = GraphScale(
 )
 
 
+def report(scale: GraphScale, device: torch.device) -> dict[str, list[Row]]:
+    """Every figure."""
+    rows = []
+    for network, topology, shape in scale.networks:
+        case = case_of(network, topology, shape, scale.batch, device)
+        print(f"{case.name}: {topology.graph} ...", file=sys.stderr, flush=True)
+        rows += [graph(case, way, scale) for way in scale.ways]
+    return {"graphs": rows}
+
+
 def case_of(network: Wired, topology: Topology, shape: tuple[int, ...], batch: int, device: torch.device) -> Case:
     """A network bound to its graph."""
     return Case(network=network, space=Space({TOPOLOGY: topology}), shape=shape, batch=batch, device=device)
-
-
-def numbers_of(topology: Topology) -> Tensor:
-    """The same random graph in every run, [P]."""
-    return torch.rand(topology.size, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
 
 
 def wired(case: Case) -> Topology:
@@ -88,6 +94,20 @@ def wired(case: Case) -> Topology:
 def at(case: Case, units: tuple[int, ...]) -> dict[str, Size]:
     """The greatest widths with these units of the graph."""
     return {name: units if name == TOPOLOGY else n for name, n in case.maxima.items()}
+
+
+def flops_of(case: Case, units: tuple[int, ...], *, graded: bool = False) -> float:
+    """FLOPs of a lane's training step with these units of the graph, by the network's costs."""
+    sizes = case.network.laid([at(case, units)[name] for name in case.network.gates])
+    return case.batch * float(case.costs.training_flops(sizes, graded))
+
+
+def numbers_of(case: Case) -> Tensor:
+    """The median of random graphs by the FLOPs of what they round to, the same in every run: [P]."""
+    topology = wired(case)
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.rand(topology.size, generator=generator, dtype=torch.float64) for _ in range(DRAWS)]
+    return sorted(draws, key=lambda numbers_P: flops_of(case, topology.hard(numbers_P.tolist())))[DRAWS // 2]
 
 
 def plain_flow(case: Case, units: tuple[int, ...]) -> Flow:
@@ -112,35 +132,31 @@ def equal_case(case: Case, parameters: float) -> Case:
 
 def relaxed(case: Case, way: str, count: int) -> Program:
     """Lanes that have every unit by its grade."""
-    own_KU = grades(wired(case), numbers_of(wired(case)).expand(count, -1), 1.0)
+    own_KU = grades(wired(case), numbers_of(case).expand(count, -1), 1.0)
     every = [own_KU if name == TOPOLOGY else torch.ones(count, n) for name, n in case.maxima.items()]
     sizes = [at(case, tuple(range(own_KU.shape[1])))] * count
     return begun(case.flow, case.network.gates, way, sizes, every, device=case.device)
 
 
 def graph(case: Case, way: str, scale: GraphScale) -> Row:
-    """All forms of one network, one lane or several vmapped ones."""
+    """All forms of one network: one lane, or several vmapped ones."""
     topology, count = wired(case), 1 if way == "per_lane" else scale.lanes
-    kept = topology.hard(numbers_of(topology).tolist())
-    every = tuple(range(len(topology.units)))
+    kept, every = topology.hard(numbers_of(case).tolist()), tuple(range(len(topology.units)))
     flows = {"rounded": plain_flow(case, kept), "ungraded": plain_flow(case, every)}
-    sizes = {"relaxed": case.network.laid([at(case, every)[name] for name in case.network.gates])}
-    parameters = float(case.costs.parameters(sizes["relaxed"]))
-    residual = equal_case(case, parameters)
+    residual = equal_case(case, float(costs_of(flows["ungraded"]).parameters({})))
     programs = {"relaxed": relaxed(case, way, count), "residual": residual.lanes(way, count)}
     for name, flow in flows.items():
         programs[name] = begun(flow, (), way, [{}] * count, whole=True, device=case.device)
     works = {name: lane_step(program, case) for name, program in programs.items()}
     found = rounds(works, scale.repeats, case.device, scale.least)
-    costs: dict[str, tuple[Costs, Mapping[str, Any]]] = {name: (costs_of(flow), {}) for name, flow in flows.items()}
-    costs |= {"relaxed": (case.costs, sizes["relaxed"]), "residual": (residual.costs, residual.maxima)}
     row: Row = {"case": case.name, "graph": topology.graph, "way": way, "lanes": count}
-    row |= {"kept": len(kept), "units": len(topology.useful)}
-    for name, (own, of) in costs.items():
+    row |= {"kept": len(kept), "units": len(topology.useful), "relaxed_ms": 1e3 * median(found["relaxed"])}
+    row["relaxed_flops"] = count * flops_of(case, every, graded=True)
+    costs: dict[str, tuple[Costs, Mapping[str, int]]] = {name: (costs_of(flow), {}) for name, flow in flows.items()}
+    for name, (own, sizes) in {**costs, "residual": (residual.costs, residual.maxima)}.items():
         row[f"{name}_ms"] = 1e3 * median(found[name])
-        row[f"{name}_parameters"] = float(own.parameters(of))
-        row[f"{name}_flops"] = count * case.batch * float(own.training_flops(of, name == "relaxed"))
+        row[f"{name}_parameters"] = int(own.parameters(sizes))
+        row[f"{name}_flops"] = count * case.batch * float(own.training_flops(sizes))
         row[f"over_{name}"] = ratio(found, "relaxed", name)
-    for name in costs:
         row[f"flops_over_{name}"] = row["relaxed_flops"] / row[f"{name}_flops"]
     return row

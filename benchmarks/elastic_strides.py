@@ -12,7 +12,8 @@ And vmapped lanes of different strides: one bundle, whose maps have room for its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -44,11 +45,13 @@ class StrideScale:
     image: tuple[int, int, int] = IMAGE
     batch: int = 8
     kinds: tuple[str, ...] = KINDS
-    strides: tuple[float, ...] = (2.0, 2.4, 3.0, 1.6)
+    strides: tuple[float, ...] = (2.0, 2.4, 1.6)
     bundle: tuple[float, ...] = (1.5, 2.5, 3.5) * 2
+    bundle_kinds: tuple[str, ...] = ("shrink", "spectral")
     bundle_multiplier: float = 0.125
     ways: tuple[str, ...] = ("grouped", "unfolded")
-    repeats: int = 5
+    repeats: int = 9
+    bundle_repeats: int = 4
     least: float = LEAST
 
 
@@ -56,12 +59,16 @@ FULL = StrideScale()
 QUICK = StrideScale(
     multiplier=0.0625,
     width=16,
+    image=(3, 16, 16),
     batch=4,
     kinds=("shrink",),
     strides=(2.4,),
     bundle=(1.5, 2.5),
+    bundle_kinds=("shrink",),
+    bundle_multiplier=0.0625,
     ways=("grouped",),
     repeats=2,
+    bundle_repeats=2,
 )
 
 
@@ -74,17 +81,27 @@ def resnet18(multiplier: float) -> tuple[Striding, Space]:
     """A ResNet-18 of small images (He et al. 2016): 4 stages of 2 blocks, each twice as wide as the one before it, the
     strides between them real."""
     network = Residual(stages=4, blocks=2)
-    first = max(1, round(FULL_WIDTH * multiplier))
+    first = max(2, round(FULL_WIDTH * multiplier))  # a width has a range
     widths = {name: Width(low=1, high=first * 2 ** int(name.split(".")[1])) for name in network.widths}
     return network, Space({**widths, **{f"stride.{s}": STRIDES for s in range(1, 4)}})
 
 
-def cases(scale: StrideScale, kind: str, multiplier: float, device: torch.device) -> list[Case]:
-    """Both networks with strides of a kind."""
-    return [
-        Case(network=replace(network, stride=kind), space=space, shape=scale.image, batch=scale.batch, device=device)
-        for network, space in (convnet(scale.width), resnet18(multiplier))
-    ]
+def report(scale: StrideScale, device: torch.device) -> dict[str, list[Row]]:
+    """Every figure."""
+    alone = cases(scale, scale.kinds, scale.multiplier, device)
+    strides = [forms(case, s, scale) for case in alone for s in scale.strides]
+    mixed = cases(scale, scale.bundle_kinds, scale.bundle_multiplier, device)
+    return {"strides": strides, "bundles": [bundles(case, way, scale) for case in mixed for way in scale.ways]}
+
+
+def cases(scale: StrideScale, kinds: Sequence[str], multiplier: float, device: torch.device) -> Iterator[Case]:
+    """Both networks, with strides of each kind."""
+    for kind in kinds:
+        for network, space in (convnet(scale.width), resnet18(multiplier)):
+            own = replace(network, stride=kind)
+            case = Case(network=own, space=space, shape=scale.image, batch=scale.batch, device=device)
+            print(f"{named(case)}: {kind} ...", file=sys.stderr, flush=True)
+            yield case
 
 
 def named(case: Case) -> str:
@@ -92,6 +109,12 @@ def named(case: Case) -> str:
     widths = [case.maxima[name] for name in case.network.widths]
     wide = f"{min(widths)}" if min(widths) == max(widths) else f"{min(widths)}-{max(widths)}"
     return f"{case.name}, {wide} wide"
+
+
+def kind_of(case: Case) -> str:
+    """The kind of its strides."""
+    assert isinstance(case.network, Striding)
+    return case.network.stride
 
 
 def laid(case: Case, stride: int) -> dict[str, Size]:
@@ -133,9 +156,7 @@ def forms(case: Case, s: float, scale: StrideScale) -> Row:
     found = rounds(works, scale.repeats, case.device, scale.least)
     if room == 1:
         found["unshrunk"], flops["unshrunk"] = found["cropped"], flops["cropped"]
-    network = case.network
-    assert isinstance(network, Striding)
-    row: Row = {"case": named(case), "kind": network.stride, "stride": s, "nearest": nearest, "room": room}
+    row: Row = {"case": named(case), "kind": kind_of(case), "stride": s, "nearest": nearest, "room": room}
     for name in ("plain", "cropped", "unshrunk"):
         row |= {f"{name}_ms": 1e3 * median(found[name]), f"{name}_flops": flops[name]}
         row |= {f"{name}_time": ratio(found, name, "plain"), f"{name}_flops_ratio": flops[name] / flops["plain"]}
@@ -152,10 +173,9 @@ def bundles(case: Case, way: str, scale: StrideScale) -> Row:
         "striding": [striding(case, way, [r] * len(strides)) for r, strides in apart.items()],
         "per_lane": [bundle(case, "per_lane", scale.bundle, rooms)],
     }
-    found = rounds({n: _all(p, case) for n, p in programs.items()}, scale.repeats, case.device, scale.least)
-    network = case.network
-    assert isinstance(network, Striding)
-    row: Row = {"case": named(case), "kind": network.stride, "way": way, "strides": list(scale.bundle)}
+    works = {name: _all(own, case) for name, own in programs.items()}
+    found = rounds(works, scale.bundle_repeats, case.device, scale.least)
+    row: Row = {"case": named(case), "kind": kind_of(case), "way": way, "strides": list(scale.bundle)}
     row |= {f"{name}_ms": 1e3 * median(times) for name, times in found.items()}
     row |= {f"{name}_gain": ratio(found, "mixed", name) for name in ("bundled", "striding", "per_lane")}
     mixed = len(rooms) * foretold_flops(case, min(rooms), relaxed=True)

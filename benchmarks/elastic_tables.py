@@ -14,14 +14,21 @@ def tables(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     where = f"{machine['cpu']}, one thread" if found["device"] == "cpu" else found["device"]
     head = (
-        f"{where}; torch {machine['torch']}, float32, batch {found['batch']}; "
+        f"{where}; torch {machine['torch']}, float32; widths in batches of {found['batch']}; "
         f"square matmul {found['square_gflops']:.0f} GFLOP/s; load {machine['load'][0]:.1f} on {machine['cores']} cores"
     )
-    parts = [head, "## Gated / plain, a training step", gate_table(found)]
-    parts += ["## Materialised / relaxed", size_table(found["sizes"])]
-    parts += ["## Lanes", *lane_tables(found["lanes"], found["patience_s"])]
+    parts = [head]
+    if "gates" in found:
+        parts += ["## Gated / plain, a training step", gate_table(found)]
+        parts += ["## Materialised / relaxed", size_table(found["sizes"])]
+        parts += ["## Lanes", *lane_tables(found["lanes"], found["patience_s"])]
     if "lanes_memory_kept" in found:
         parts += ["## Lanes, freed memory kept", *lane_tables(found["lanes_memory_kept"], found["patience_s"])]
+    if "strides" in found:
+        parts += ["## Strides, a training step", stride_table(found["strides"])]
+        parts += ["## Lanes of different strides", bundle_table(found["bundles"])]
+    if "graphs" in found:
+        parts += ["## Graphs, a training step", graph_table(found["graphs"])]
     return "\n\n".join(parts)
 
 
@@ -90,6 +97,58 @@ def _lane_cell(row: Row, patience: float) -> str:
     if "stopped" in row:
         return f"stopped: over {patience:g} s a step" if row["stopped"] == "time" else "stopped: memory"
     return f"**{row['ratio_to_one']:.2f}** ({row['lane_steps_per_s']:.3g}, {row['share_of_matmul']:.0%})"
+
+
+def stride_table(rows: Sequence[Row]) -> str:
+    """What maps that shrink in place cost beside the network that really strides, in time and in FLOPs."""
+    heads = ["network", "kind", "stride", "plain ms (at stride)"]
+    heads += ["cropped / plain", "by FLOPs", "unshrunk / plain", "by FLOPs", "cropping gains"]
+
+    def cells(row: Row) -> list[str]:
+        plain = f"{row['plain_ms']:.1f} ({row['nearest']})"
+        found = [row["case"], row["kind"], f"{row['stride']:g}", plain]
+        for name in ("cropped", "unshrunk"):
+            found += [f"**{row[f'{name}_time']:.2f}**", f"{row[f'{name}_flops_ratio']:.2f}"]
+        return [*found, "nothing" if row["room"] == 1 else f"{row['unshrunk_ms'] / row['cropped_ms']:.2f}"]
+
+    return markdown(heads, [cells(row) for row in rows])
+
+
+def bundle_table(rows: Sequence[Row]) -> str:
+    """What bundling by stride gains: how much faster than one bundle at the least stride."""
+    heads = ["network", "kind", "way", "strides", "one bundle ms", "by stride", "by FLOPs"]
+    heads += ["by stride, really striding", "by FLOPs", "`per_lane`"]
+    return markdown(
+        heads,
+        [
+            [
+                row["case"],
+                row["kind"],
+                row["way"],
+                f"{len(row['strides'])} of {', '.join(f'{s:g}' for s in sorted(set(row['strides'])))}",
+                f"{row['mixed_ms']:.0f}",
+                *(f"**{row['bundled_gain']:.2f}**", f"{row['bundled_flops_gain']:.2f}"),
+                *(f"{row['striding_gain']:.2f}", f"{row['striding_flops_gain']:.2f}"),
+                f"{row['per_lane_gain']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def graph_table(rows: Sequence[Row]) -> str:
+    """What all edges cost beside the rounded graph and beside plain networks of as many parameters."""
+    heads = ["network", "graph", "units kept", "lanes", "relaxed ms"]
+    for name in ("rounded", "ungraded", "residual"):
+        heads += [f"relaxed / {name}", "by FLOPs"]
+    body = []
+    for row in rows:
+        cells = [row["case"], row["graph"], f"{row['kept']} of {row['units']}"]
+        cells += [f"{row['lanes']} {row['way']}", f"{row['relaxed_ms']:.1f}"]
+        for name in ("rounded", "ungraded", "residual"):
+            cells += [f"**{row[f'over_{name}']:.2f}**", f"{row[f'flops_over_{name}']:.2f}"]
+        body.append(cells)
+    return markdown(heads, body)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -56,6 +56,7 @@ class Forward:
         self.inside = {node for part in parts for node in part.nodes[:-1]}
         self.names: dict[fx.Node, str] = {}
         self.called: dict[tuple[str, str], str] = {}  # nodes, by their graph's owner and name
+        self.variables: dict[fx.Node, list[str]] = {}  # the nodes that a value is; first what a graph begins with
         self._name_nodes()
         self._name_others()
         self.in_place = _writes_in_place(graph)
@@ -74,18 +75,13 @@ class Forward:
                 lines.append(f"return {self._text(node.args[0])}")
             elif node.op not in ("placeholder", "get_attr") and node not in self.inside | self.inlined:
                 lines += self._assigned(self.names[node], node)
-            own = self.called_by(node)
-            lines += [f"{name} = {self._text(node)}" for name in own if name != self.names[node]]
+            others = [name for name in self.variables.get(node, ()) if name != self.names[node]]
+            lines += [f"{name} = {self._text(node)}" for name in others]
         return _returned_at_once(lines)
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
-    def called_by(self, value: fx.Node) -> list[str]:
-        """The nodes that a value is, as variables: first what a graph begins with."""
-        return self.variables.get(value, [])
-
     def _name_nodes(self) -> None:
-        self.variables: dict[fx.Node, list[str]] = {}
         every = [one for group in self.found.values() for one in group]
         owners = {one.owner for one in every}
         nodes = {(one.owner, one.node.name): one.value for one in every}
@@ -102,7 +98,7 @@ class Forward:
             name = f"h_{name}" if name[0].isdigit() else name
             if node.op == "placeholder":
                 name = "x" if len(inputs) == 1 else name
-            elif own := self.called_by(node):
+            elif own := self.variables.get(node):
                 self.names[node] = own[0]
                 continue
             while name in taken:
@@ -119,7 +115,7 @@ class Forward:
             for _ in range(len(one.summed) - 1 - (not one.divided)):
                 found.add(node)
                 node = node.all_input_nodes[0]
-        return {node for node in found if not self.called_by(node)}
+        return {node for node in found if node not in self.variables}
 
     # -- text ----------------------------------------------------------------------------------------------------------
 

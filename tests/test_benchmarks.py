@@ -18,9 +18,22 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import elastic, elastic_cases, elastic_tables, grouped, job, rates, throughput, timing
+from benchmarks import (
+    elastic,
+    elastic_cases,
+    elastic_graphs,
+    elastic_strides,
+    elastic_tables,
+    grouped,
+    job,
+    rates,
+    throughput,
+    timing,
+)
 from benchmarks.machine import Others, _busy_seconds, job_shapes_gflops
 from benchmarks.rivals import Inputs, Trained, error_rate, evaluation_steps, numpy_pair, torch_plain
+from search_spaces import Topology
+from search_spaces.graph_networks import Cell, Fabric, Graphon
 from search_spaces.networks import MLP, ConvNet, Residual
 from trials.records import Bundle, Outcome, Trial
 from trials.train import Trainer
@@ -242,6 +255,32 @@ def test_a_program_rewinds():
 
 # -- elastic width -----------------------------------------------------------------------------------------------------
 
+SMALL_STRIDES = elastic_strides.StrideScale(
+    multiplier=1 / 64,
+    bundle_multiplier=1 / 64,
+    width=2,
+    image=(3, 16, 16),
+    batch=2,
+    kinds=("shrink", "spectral"),
+    strides=(2.0, 1.5),
+    bundle=(2.5, 1.5, 1.2),
+    bundle_kinds=("resize",),
+    ways=("grouped", "unfolded"),
+    repeats=1,
+    bundle_repeats=1,
+    least=0.0,
+)
+SMALL_GRAPHS = elastic_graphs.GraphScale(
+    networks=(
+        (Cell(cells=2, width=4), Topology(nodes=2, operations=("conv3", "skip")), (2, 8, 8)),
+        (Fabric(width=4), Topology(kind="fabric", layers=2, scales=2, operations=("conv1", "skip")), (2, 8, 8)),
+        (Graphon(width=4), Topology(kind="graphon", nodes=3, operations=("linear", "skip")), (5,)),
+    ),
+    batch=4,
+    lanes=2,
+    repeats=1,
+    least=0.0,
+)
 SMALL = elastic.Scale(
     networks=(MLP(layers=1, width=6), ConvNet(layers=2, width=4), Residual(stages=1, blocks=1, width=4)),
     images=((2, 8, 8),),
@@ -251,6 +290,8 @@ SMALL = elastic.Scale(
     repeats=2,
     lane_repeats=1,
     patience=100.0,
+    strides=SMALL_STRIDES,
+    graphs=SMALL_GRAPHS,
     batch=4,
     least=0.0,
 )
@@ -278,7 +319,22 @@ def test_the_elastic_report_has_every_case_and_foretells_every_byte(monkeypatch)
     for row in found["lanes"] + found["lanes_memory_kept"]:
         assert row["ratio_to_one"] > 0
         assert row["share_of_matmul"] > 0
-    assert "gated / plain, memory kept" in elastic_tables.tables(found)
+    assert len(found["strides"]) == 2 * len(SMALL_STRIDES.kinds) * len(SMALL_STRIDES.strides)
+    assert len(found["bundles"]) == 2 * len(SMALL_STRIDES.ways)
+    assert len(found["graphs"]) == 2 * len(SMALL_GRAPHS.networks)
+    text = elastic_tables.tables(found)
+    assert "gated / plain, memory kept" in text
+    assert "unshrunk / plain" in text
+    assert "relaxed / rounded" in text
+
+
+def test_a_part_is_measured_alone(monkeypatch):
+    monkeypatch.setattr(elastic, "keep_freed_memory", lambda: True)
+    scale = dataclasses.replace(SMALL, graphs=dataclasses.replace(SMALL_GRAPHS, networks=SMALL_GRAPHS.networks[2:]))
+    found = elastic.report(scale, torch.device("cpu"), ("graphs",))
+    assert [row["way"] for row in found["graphs"]] == ["per_lane", "grouped"]
+    assert not {"gates", "sizes", "lanes", "strides", "bundles"} & set(found)
+    assert elastic_tables.tables(found).count("## ") == 1
 
 
 def test_a_column_of_lanes_ends_where_time_does():
@@ -294,6 +350,79 @@ def test_gated_and_plain_networks_that_are_compared_are_the_same_function():
         x, _ = case.rows
         whole = {name: float(n) for name, n in case.maxima.items()}
         torch.testing.assert_close(case.relaxed(whole).eval()(x), case.plain(case.maxima).eval()(x))
+
+
+# -- elastic strides and graphs ----------------------------------------------------------------------------------------
+
+
+def strided_cases(kinds):
+    return list(elastic_strides.cases(SMALL_STRIDES, kinds, SMALL_STRIDES.multiplier, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("kind", ["shrink", "resize", "spectral"])
+def test_plain_cropped_and_unshrunk_maps_are_the_same_function_at_whole_strides(kind):
+    for case in strided_cases([kind]):
+        x, _ = case.rows
+        plain = elastic_strides.striding(case, "per_lane", [2]).predict(x)
+        for room in (1, 2):
+            shrunk = elastic_strides.bundle(case, "per_lane", [2.0], [room]).predict(x)
+            torch.testing.assert_close(shrunk, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_the_flops_of_each_form_are_those_that_its_costs_foretell():
+    for case in strided_cases(SMALL_STRIDES.kinds):
+        for s in SMALL_STRIDES.strides:
+            row = elastic_strides.forms(case, s, SMALL_STRIDES)
+            foretold = {"plain": (row["nearest"], False), "cropped": (row["room"], True), "unshrunk": (1, True)}
+            for name, (stride, relaxed) in foretold.items():
+                expected = elastic_strides.foretold_flops(case, stride, relaxed=relaxed)
+                # the matrices of a spectral stride are products themselves, which the costs leave out
+                assert row[f"{name}_flops"] == pytest.approx(expected, rel=0.05 if row["kind"] == "spectral" else 1e-9)
+                assert row[f"{name}_flops_ratio"] == row[f"{name}_flops"] / row["plain_flops"] >= 1
+            assert (row["room"] == 1) == (row["cropped_ms"] == row["unshrunk_ms"])
+
+
+def test_unshrunk_maps_of_a_resnet18_are_20_times_the_flops():
+    shrinking = strided_cases(["shrink"])[1]
+    wide = {name: 64 * 2 ** int(name.split(".")[1]) for name in shrinking.network.widths}
+    case = dataclasses.replace(shrinking, shape=(3, 32, 32))
+
+    def flops(stride, relaxed):
+        return case.costs.training_flops({**elastic_strides.laid(case, stride), **wide}, relaxed)
+
+    # convolutions by hand, in units of one of stage 0; the matrices of strides come on top
+    stage, stem = 2 + 3 * 4 + 2 / 9, 3 / 64
+    by_hand = (stem + 4 + stage * (1 + 4 + 16)) / (stem + 4 + 3 * stage / 4)
+    assert by_hand < flops(1, True) / flops(2, False) < 1.02 * by_hand
+    assert 20 < by_hand < 21
+    assert flops(2, True) / flops(2, False) < 1.4
+
+
+def test_bundles_by_stride_hold_every_lane_as_it_is_in_one_bundle():
+    case = strided_cases(["resize"])[0]
+    mixed, apart = (elastic_strides.bundle(case, "grouped", *lanes) for lanes in (([2.5, 1.5], [2, 1]), ([2.5], [2])))
+    assert mixed.sizes[0] != apart.sizes[0]
+    x, _ = case.rows
+    torch.testing.assert_close(mixed.predict(x)[0], apart.predict(x)[0], rtol=1e-4, atol=1e-5)
+    row = elastic_strides.bundles(case, "grouped", SMALL_STRIDES)
+    each = {room: elastic_strides.foretold_flops(case, room, relaxed=True) for room in (1, 2)}
+    assert row["bundled_flops_gain"] == pytest.approx(3 * each[1] / (each[2] + 2 * each[1]))
+    assert row["striding_flops_gain"] >= row["bundled_flops_gain"] > 1
+
+
+def test_graphs_are_compared_with_networks_of_as_many_parameters():
+    for network, topology, shape in SMALL_GRAPHS.networks:
+        case = elastic_graphs.case_of(network, topology, shape, SMALL_GRAPHS.batch, torch.device("cpu"))
+        every = dict.fromkeys([elastic_graphs.TOPOLOGY], tuple(range(len(topology.units))))
+        relaxed = case.costs.parameters(case.network.laid([{**case.maxima, **every}[g] for g in case.network.gates]))
+        for way, lanes in (("per_lane", 1), ("grouped", SMALL_GRAPHS.lanes)):
+            row = elastic_graphs.graph(case, way, SMALL_GRAPHS)
+            assert row["ungraded_parameters"] == relaxed >= row["rounded_parameters"]
+            assert row["residual_parameters"] == pytest.approx(float(relaxed), rel=0.2)
+            assert row["flops_over_ungraded"] == 1.0 <= row["flops_over_rounded"]
+            assert row["kept"] <= row["units"] == len(topology.useful)
+            step = elastic_cases.lane_step(elastic_graphs.relaxed(case, "per_lane", 1), case)
+            assert row["relaxed_flops"] == lanes * elastic_cases.executed_flops(step)
 
 
 def test_the_ratio_is_the_median_of_the_rounds_own():
@@ -357,3 +486,4 @@ def test_elastic_report(tmp_path):
     assert found["quick"] is True
     assert {row["lanes"] for row in found["lanes"]} == set(elastic.QUICK.lanes)
     assert "## Materialised / relaxed" in done.stdout
+    assert "## Graphs, a training step" in done.stdout
