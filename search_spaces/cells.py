@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.extent import Extent
 from search_spaces.stride import cell_grades, sizes_of
-from search_spaces.width import Acting, Gate, HeldGate
+from search_spaces.width import Acting, Gate
 
 Axes = Mapping[int, Extent]  # which axes of a tensor have shrunk, and how far
 
@@ -47,45 +46,15 @@ class Cellwise(Acting):
 
 
 def weight_of(axes: Axes, gates: nn.ModuleList, x: Tensor) -> Tensor:
-    """The grades of x's cells: the product of those along each axis, shaped to multiply x.
-
-    Many readers have the same cells, so what a gate's strides gave last is kept until they change, where no gradient
-    passes through them.
-    """
-    sizes = sizes_of(gates)
-    sides = tuple(x.shape[axis] for axis in axes)
-    key = (tuple(axes.items()), sides, x.dim(), x.dtype)
-    held = [gate.m for gate in gates if isinstance(gate, HeldGate)]
-    still = len(held) == len(gates) and not any(m.requires_grad for m in held)
-    memory = _MEMORY.setdefault(gates[0], _Memory()) if still else _Memory()
-    found = memory.recall(held, key)
-    if found is None:
-        found = x.new_ones(())
-        for axis, extent in axes.items():
-            along = [x.shape[axis] if i == axis else 1 for i in range(x.dim())]
-            found = found * cell_grades(extent.live(sizes), x.shape[axis], x).view(along)
-        memory.keep(held, key, found)
-    return found
-
-
-class _Memory:
-    """Weights by what they are of, as long as the tensors that they follow are the same ones."""
-
-    def __init__(self) -> None:
-        self.of: list[Tensor] = []
-        self.weights: dict[Any, Tensor] = {}
-
-    def recall(self, held: Sequence[Tensor], key: Any) -> Tensor | None:
-        same = len(held) == len(self.of) and all(a is b for a, b in zip(held, self.of, strict=True))
-        return self.weights.get(key) if same else None
-
-    def keep(self, held: Sequence[Tensor], key: Any, weight: Tensor) -> None:
-        if len(held) != len(self.of) or any(a is not b for a, b in zip(held, self.of, strict=True)):
-            self.of, self.weights = list(held), {}
-        self.weights[key] = weight
-
-
-_MEMORY: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
+    """The grades of x's cells: the product of those along each axis, shaped to multiply x."""
+    sizes, weight = sizes_of(gates), x.new_ones(())
+    made: dict[Any, Tensor] = {}  # axes of a square map share one
+    for axis, extent in axes.items():
+        side, shape = x.shape[axis], [x.shape[axis] if i == axis else 1 for i in range(x.dim())]
+        if (extent, side) not in made:
+            made[extent, side] = cell_grades(extent.live(sizes), side, x)
+        weight = weight * made[extent, side].view(shape)
+    return weight
 
 
 class Cells(Cellwise):

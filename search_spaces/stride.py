@@ -105,10 +105,12 @@ def sizes_of(gates: Iterable[nn.Module]) -> dict[str, Any]:
 
 
 def _number(s: Tensor) -> Any:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(s)
-    if s.requires_grad or wrapped or s.device.type != "cpu" or unpack_dual(s).tangent is not None:
+    if s.requires_grad or s.device.type != "cpu" or unpack_dual(s).tangent is not None:  # type: ignore[no-untyped-call]
         return s
-    return float(s)
+    try:
+        return float(s)
+    except RuntimeError:  # under vmap it is many numbers
+        return s
 
 
 class StrideGate(Gate):
@@ -179,13 +181,12 @@ class Stride(Acting):
         steps = self.steps or tuple(map(self.step, inputs))
         outputs = self.room or tuple(inputs)
         axes = list(zip(steps, extents, outputs, inputs, strict=True))
-        made = {}  # axes of a square map share one
-        for axis in dict.fromkeys(axes):
-            step, extent, *shape = axis
-            made[axis] = resampling(step, extent, sizes, *shape, like=x)
+        made: dict[Any, Tensor] = {}  # axes of a square map share one
+        for step, extent, rows, columns in dict.fromkeys(axes):
+            matrix_OI = resampling(step, extent, sizes, rows, columns, x)
             if not self.extents:
-                live = cell_grades(extent.then(step).live(sizes), len(made[axis]), x)
-                made[axis] = live.unsqueeze(1) * made[axis]
+                matrix_OI = cell_grades(extent.then(step).live(sizes), rows, x).unsqueeze(1) * matrix_OI
+            made[step, extent, rows, columns] = matrix_OI
         matrices = [made[axis] for axis in axes]
         out = x @ matrices[-1].mT
         return out if len(matrices) == 1 else matrices[0] @ out
