@@ -1,8 +1,8 @@
 """One line makes an ordinary network searchable: `python examples/make_continuous.py`.
 
-The network below knows nothing of widths. `make_continuous` follows its channels, ties what its sums tie, puts a gate
-at every read, and returns the space of the widths. Here random search chooses among them; then the best is narrowed to
-a plain network again.
+The network below knows nothing of widths, nor of a depth. `make_continuous` follows its channels, ties what its sums tie,
+puts a gate at every read and after every residual block, and returns the space of what they give a size to. Here random
+search chooses among them; then the best is made a plain network again.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def ordinary(inputs: int, outputs: int) -> nn.Module:
 
 def network(shape: Sequence[int], outputs: int) -> nn.Module:
     """The same with gates: what `network: "make_continuous:network"` names."""
-    return make_continuous(ordinary(shape[0], outputs), width=(0.1, 1.0), example=(2, *shape))[0]
+    return make_continuous(ordinary(shape[0], outputs), width=(0.1, 1.0), depth=(0.5, 1.0), example=(2, *shape))[0]
 
 
 def main() -> None:
-    """Search the widths, and write the best network as a plain Python file with its weights."""
-    _, space = make_continuous(ordinary(13, 3), width=(0.1, 1.0), example=(2, 13))
-    print("widths found: " + ", ".join(f"{name} {p['low']:g} to {p['high']:g}" for name, p in space.to_dict().items()))
+    """Search widths and depth, and write the best network as a plain Python file with its weights."""
+    _, space = make_continuous(ordinary(13, 3), width=(0.1, 1.0), depth=(0.5, 1.0), example=(2, 13))
+    print("sizes found: " + ", ".join(f"{name} {p['low']:g} to {p['high']:g}" for name, p in space.to_dict().items()))
     data = {
         "name": "made-continuous",
         "task": "uci/wine",

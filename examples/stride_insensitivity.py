@@ -182,7 +182,9 @@ class Spread:
 
     @property
     def words(self) -> str:
-        """Whether it depends less on the start than fixed strides do."""
+        """Whether it depends less on the start than fixed strides do; one seed tells nothing."""
+        if self.low == self.high:
+            return "not told apart"
         return "smaller" if self.low > 0 else "larger" if self.high < 0 else "not told apart"
 
 
