@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: help install demo test test-long lint format bench clean
 
 help:
 	@echo "make demo       the main job on UCI digits: four arms, one table, two pictures (about three minutes)"
-	@echo "make test       all quick tests"
+	@echo "make test       all quick tests, two files at a time (JOBS=4: four)"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make lint       ruff, mypy"
 	@echo "make bench      throughput side by side with other systems (about five minutes)"
@@ -29,7 +30,7 @@ demo: $(STAMP)
 	@$(BIN)/continua compare examples/digits-width.yaml --store demo/store --pictures demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-long: $(STAMP)
 	@$(BIN)/python -m pytest -m long

@@ -28,7 +28,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,14 +60,14 @@ class Scale:
     """How much is measured: a lane for each of `starts`, retrained `retrainings` times."""
 
     starts: tuple[tuple[int, ...], ...] = STARTS
-    epochs: int = 12
-    retrainings: int = 3
+    epochs: int = 8
+    retrainings: int = 2
     width: int = 8
     repeats: int = 7
     rows: int = 512  # on which slopes are taken
 
 
-FULL = {"digits": Scale(), "mnist": Scale(epochs=4, retrainings=2)}
+FULL = {"digits": Scale(), "mnist": Scale(epochs=4)}
 QUICK = Scale(starts=STARTS[:4], epochs=2, retrainings=1, repeats=2)
 
 
@@ -143,19 +142,20 @@ def trained(run: FusedRun) -> list[Outcome]:
     return outcomes
 
 
-def ends_of(outcomes: Sequence[Outcome], names: Sequence[str], *, whole: bool = False) -> np.ndarray:
-    """Where lanes' strides ended, [lane, stride]."""
+def ends_of(outcomes: Sequence[Outcome], names: Sequence[str], *, whole: bool = False) -> list[list[float]]:
+    """Where lanes' strides ended, lane by lane."""
     points = [o.rounded if whole else o.point for o in outcomes]
-    return np.array([[float(point[name] or 0.0) for name in names] for point in points])
+    return [[float(point[name] or 0.0) for name in names] for point in points]
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def escape_rates(starts: np.ndarray, ends: np.ndarray) -> tuple[float, float]:
-    """The share of strides that left where they began: of those begun at 2 or more, and of those begun at 1."""
-    left = np.abs(ends - starts) > FAR
-    return tuple(float(left[part].mean()) if part.any() else 0.0 for part in (starts >= 2, starts < 2))  # type: ignore[return-value]
+def escape_rates(starts: Sequence[Sequence[float]], ends: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The share of strides that left where they began: of those begun at 2 or more, and of those begun below."""
+    begun = np.asarray(starts)
+    left = np.abs(np.asarray(ends) - begun) > FAR
+    return float(left[begun >= 2].mean()), float(left[begun < 2].mean())
 
 
 def slopes(plan: Plan, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +172,7 @@ def slopes(plan: Plan, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
         for g in gates:
             place = widths.places[g]["n"]
             shifted_KP = at_KP.clone()
-            shifted_KP[:, place] += side
+            shifted_KP[:, place] = (at_KP[:, place] + side).clamp(min=1.0)  # there is nothing left of 1
             widths.set(shifted_KP)
             run.architecture.regate(1.0)
             columns.append(widths.pull(run.program.grade_gradients(*x_y))[:, place.start].numpy())
@@ -180,7 +180,7 @@ def slopes(plan: Plan, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
     return found[-ASIDE], found[ASIDE]
 
 
-def retrained(plan: Plan, strides: np.ndarray, scale: Scale) -> list[list[Outcome]]:
+def retrained(plan: Plan, strides: Sequence[Sequence[float]], scale: Scale) -> list[list[Outcome]]:
     """Trainings from scratch at whole strides, with fresh weights and orders of rows."""
     seeds = [fold(plan.seed, "again", r) >> 2 for r in range(scale.retrainings)]
     return [trained(run_of(replace(plan, seed=seed), strides)) for seed in seeds]
@@ -191,7 +191,9 @@ def accuracies(outcomes: Sequence[Sequence[Outcome]]) -> tuple[float, ...]:
     return tuple(float(np.mean([1 - (o.value or 0.0) for o in lane])) for lane in zip(*outcomes, strict=True))
 
 
-def step_ratios(moving: Plan, ends: np.ndarray, strided: Plan, whole: np.ndarray, repeats: int) -> tuple[float, float]:
+def step_ratios(
+    moving: Plan, ends: Sequence[Sequence[float]], strided: Plan, whole: Sequence[Sequence[float]], repeats: int
+) -> tuple[float, float]:
     """Seconds of a training step of all lanes, and of one move's gradients, over those of a strided step."""
     real, plain = run_of(replace(moving, network=_unjittered(moving)), ends), run_of(strided, whole)
     x, y = real.data.batch(torch.arange(real.batch))
@@ -213,7 +215,7 @@ def measured(task: Task, kind: str, scale: Scale, seed: int = 0) -> Row:
     """Everything about one kind."""
     moving, still = (plan_of(task, kind, scale, seed, moves=moves) for moves in (True, False))
     strided, names = plan_of(task, "shrink", scale, seed, moves=False), list(moving.space.parameters)
-    starts = np.array([list(map(float, point.values())) for point in points_of(moving, scale.starts)])  # type: ignore[arg-type]
+    starts = [[float(s or 0.0) for s in point.values()] for point in points_of(moving, scale.starts)]
     lanes = trained(run_of(moving, scale.starts))
     # of the three kinds only a shrinking stride is jittered: the others' lanes would be the same ones again
     exact = trained(run_of(replace(moving, network=_unjittered(moving)), scale.starts)) if kind == "shrink" else lanes
@@ -239,7 +241,7 @@ def measured(task: Task, kind: str, scale: Scale, seed: int = 0) -> Row:
         rounded=tuple(1 - o.metrics["rounded_value"] for o in lanes),
         retrained=accuracies(again),
         strided=accuracies(plain),
-        ended=tuple(tuple(map(float, lane)) for lane in ends),
+        ended=tuple(map(tuple, ends)),
         forward_kflops=_mean_kflops(moving, [o.point for o in lanes]),
         whole_kflops=float(np.mean([o.metrics["forward_flops"] for o in lanes])) / 1e3,
         live_ratio=float(spent["flops"]) / baseline,

@@ -13,7 +13,9 @@ products differ, from 3 to 64: among settings of one product fixed strides diffe
     resize     the same, band-limited
     spectral   the same, DiffStride's own way; begins no lower than the least stride that it can move from
 
-An arm's insensitivity is its spread: the mean test accuracy of its best setting less that of its worst.
+An arm's insensitivity is its spread: the mean test accuracy of its best setting less that of its worst. Before a network
+is measured, its batch norms take their statistics anew from the training rows: where strides move, running ones lag
+behind the network. What it scores with those is told beside (`as it was`).
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ matplotlib.use("Agg")  # no window, no display
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces import Invalid, Space
 from search_spaces.extent import least_stride
 from search_spaces.networks import ConvNet
 from trials.allocator import keep_freed_memory
+from trials.fused import FusedRun
 from trials.hypergradients.method import Method
+from trials.metrics import measure
 from trials.plan import Plan
 from trials.records import Bundle, Outcome, Trial
 from trials.tasks import Task, load
@@ -54,6 +59,7 @@ ARMS = ("fixed", "shrink", "resize", "spectral")
 SETTINGS = ((1, 1, 3), (3, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4))
 HIGH = 5.0  # the greatest stride
 RESAMPLES = 4000
+SETTLING, BATCH = 2000, 100  # training rows from which batch norms take their statistics, at a time
 DIGITS = "digits"
 FILES = {name: {part: f"{name}/{part}.parquet" for part in ("train", "test")} for name in ("mnist", "cifar10")}
 Strides = tuple[int, ...]
@@ -75,14 +81,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What came of a training: test accuracies at its real strides and at the rounded ones, where the strides ended,
-    FLOPs of a forward pass there (real and rounded), the seconds that it took."""
+    """What came of a training: test accuracies at its real strides and at the rounded ones, that at the real ones with
+    the running statistics as they were, where the strides ended, FLOPs of a forward pass there (real and rounded), the
+    seconds that it took."""
 
     arm: str
     start: Strides
     seed: int
     accuracy: float
     rounded: float
+    as_it_was: float
     ended: tuple[float, ...]
     flops: float
     rounded_flops: float
@@ -134,21 +142,42 @@ def train(job: Job) -> Run:
         assert plan.network is not None
         trial = Trial(search_id="strides", number=0, point=dict(point), seed=job.seed)
         bundle = Bundle(search_id="strides", id="b", generation=0, trials=(trial,))
-        outcome = next(r for r in Trainer(plan, job.device).train(bundle) if isinstance(r, Outcome))
-    if outcome.value is None:
-        raise SystemExit(f"{job.arm} from {name_of(job.start)}, seed {job.seed}: {outcome.error or outcome.ending}")
+        run = FusedRun(plan, bundle, Trainer(plan, job.device).rows, torch.device(job.device))
+        outcome = [record for record in run.records() if isinstance(record, Outcome)][0]
+        if outcome.value is None:
+            raise SystemExit(f"{job.arm} from {name_of(job.start)}, seed {job.seed}: {outcome.ending}")
+        rounded = settled_accuracy(run)  # a run ends at the rounded sizes
+        if run.architecture is not None:
+            run.program.sample(run.architecture.widths.grades())
+        accuracy = settled_accuracy(run)
     sizes = plan.network.sizes(outcome.point)
     return Run(
         arm=job.arm,
         start=job.start,
         seed=job.seed,
-        accuracy=1 - outcome.value,
-        rounded=1 - outcome.metrics["rounded_value"],
+        accuracy=accuracy,
+        rounded=rounded,
+        as_it_was=1 - outcome.value,
         ended=tuple(float(outcome.point[name] or 0.0) for name in point),
         flops=plan.priced(sizes)["forward_flops"],
         rounded_flops=outcome.metrics["forward_flops"],
         seconds=outcome.spent.device_s,
     )
+
+
+@torch.no_grad()
+def settled_accuracy(run: FusedRun) -> float:
+    """Test accuracy with batch norms that have seen training rows through the network as it is now."""
+    module = run.program.module(0).train()
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over batches
+    for first in range(0, min(len(run.data.y_R), SETTLING), BATCH):
+        module(run.data.batch(torch.arange(first, first + BATCH, device=run.device) % len(run.data.y_R))[0])
+    module.eval()
+    logits_KOR = torch.cat([module(x).mT.unsqueeze(0) for x in run.scored.chunks()], 2)
+    return 1 - float(measure("classification", logits_KOR, run.scored.y_R)["val_error"])
 
 
 def study(jobs: Sequence[Job], each: Callable[[Sequence[Job]], Iterator[Run]]) -> list[Run]:
@@ -260,15 +289,18 @@ def as_markdown(runs: Sequence[Run]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "| arm | mean % | spread, points | sd over settings | less than fixed | spread | rounded: mean % | spread |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | mean % | spread, points | sd over settings | less than fixed | | rounded: mean % | spread "
+        "| as it was: mean % | spread |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    whole_found = insensitivity(runs, "rounded")
+    others = {what: insensitivity(runs, what) for what in ("rounded", "as_it_was")}
     for arm, found in insensitivity(runs).items():
         less = f"{100 * found.less:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] | {found.words}"
-        means = [f"{100 * by_setting(runs, arm, what).mean():.1f}" for what in ("accuracy", "rounded")]
-        both = f"{100 * found.spread:.1f} | {100 * found.deviation:.1f} | {'|' if arm == 'fixed' else less}"
-        lines.append(f"| {arm} | {means[0]} | {both} | {means[1]} | {100 * whole_found[arm].spread:.1f} |")
+        cells = [arm, f"{100 * by_setting(runs, arm).mean():.1f}", f"{100 * found.spread:.1f}"]
+        cells += [f"{100 * found.deviation:.1f}", "|" if arm == "fixed" else less]
+        for what, own in others.items():
+            cells += [f"{100 * by_setting(runs, arm, what).mean():.1f}", f"{100 * own[arm].spread:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", verdict(runs)])
 
 
@@ -287,13 +319,15 @@ def draw(runs: Sequence[Run], path: Path, title: str) -> None:
             values = 100 * by_setting(runs, arm, what)[order]
             deviation = values.std(1, ddof=1) if values.shape[1] > 1 else np.zeros(len(values))
             x = np.arange(len(order)) + 0.06 * (i - 1.5)  # beside each other, that bars can be told apart
-            axes.errorbar(
-                x, values.mean(1), yerr=deviation, color=colours[arm], label=arm, marker="o", ms=5, capsize=3, lw=1.6
-            )
-        axes.set_title("at the strides where it ended" if what == "accuracy" else "rounded, weights as they are")
+            axes.plot(x, values, ".", color=colours[arm], alpha=0.35, ms=5)
+            axes.errorbar(x, values.mean(1), deviation, color=colours[arm], label=arm, marker="o", ms=5, capsize=3)
+        axes.set_title(
+            "at the strides where it ended" if what == "accuracy" else "rounded, with the weights as they are"
+        )
         axes.set_xticks(range(len(order)), [name_of(starts[i]) for i in order])
         axes.set_xlabel("initial strides, from good to poor where they stay fixed")
         axes.grid(alpha=0.3)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("test accuracy, % (mean ± sd over seeds)")
     figure.axes[0].legend(frameon=False, loc="lower left")

@@ -61,18 +61,23 @@ def pruned(flow: Flow, kept: Mapping[str, Tensor]) -> fx.GraphModule:
 
 def narrowed(flow: Flow, kept: Mapping[str, Tensor], *, whole: bool = False) -> fx.GraphModule:
     """The relaxed network of the `kept` units and blocks alone: pruned, but with its gates, each held and of as many;
-    maps are cropped to what whole strides leave of them, or with `whole` really stride."""
+    maps are cropped to what whole strides leave of them. With `whole` they really stride, and where not all edges are
+    kept, those that are have no gate any more."""
     narrow, roles = copy.deepcopy(flow.graph), roles_of(flow.graph)
     counts = {
         name: len(kept[name]) if roles[name] in ("width", "depth") else g.maximum for name, g in flow.gates.items()
     }
     settle(narrow, {name: units for name, units in kept.items() if roles[name] == "depth"}, drop_only=True)
+    if whole:
+        some = {name for name, role in roles.items() if role == "topology" and len(kept[name]) < counts[name]}
+        settle(narrow, {name: kept[name] for name in some})
     new = {name: HeldGate(name, count, flow.gates[name].dim) for name, count in counts.items()}
     for path, gate in list(narrow.named_modules(remove_duplicate=False)):
         if isinstance(gate, Gate):
             owner, _, name = path.rpartition(".")
             narrow.get_submodule(owner)._modules[name] = new[gate.name]  # a list of modules takes no name
-    _prune_all(narrow, flow, kept)
+    if any(counts[name] < flow.gates[name].maximum for name, role in roles.items() if role == "width"):
+        _prune_all(narrow, flow, kept)
     (make_whole if whole else lay_out)(narrow, strides_of(flow, kept))
     narrow.delete_all_unused_submodules()
     narrow.recompile()

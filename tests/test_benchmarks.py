@@ -27,6 +27,7 @@ from benchmarks import (
     grouped,
     job,
     rates,
+    strides,
     throughput,
     timing,
 )
@@ -35,6 +36,7 @@ from benchmarks.rivals import Inputs, Trained, error_rate, evaluation_steps, num
 from search_spaces import Topology
 from search_spaces.graph_networks import Cell, Fabric, Graphon
 from search_spaces.networks import MLP, ConvNet, Residual
+from search_spaces.width import gates_of
 from trials.records import Bundle, Outcome, Trial
 from trials.train import Trainer
 
@@ -431,6 +433,72 @@ def test_the_ratio_is_the_median_of_the_rounds_own():
     found = timing.rounds({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=2, least=0.0)
     assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
     assert calls[4:] == ["b", "a", "a", "b"]
+
+
+# -- kinds of stride ---------------------------------------------------------------------------------------------------
+
+FEW = strides.Scale(starts=((1, 2, 1), (2, 1, 3)), epochs=2, retrainings=1, width=2, repeats=1, rows=64)
+
+
+def test_a_kind_of_stride_is_measured_lane_by_lane():
+    row = strides.measured(strides.load("uci/digits-images"), "resize", FEW)
+    assert row.kind == "resize"
+    for scores in (row.real, row.rounded, row.retrained, row.strided):
+        assert len(scores) == 2
+        assert all(0 <= score <= 1 for score in scores)
+    starts = [list(map(float, lane)) for lane in FEW.starts]
+    assert all(1 <= s <= strides.HIGH for lane in row.ended for s in lane)
+    assert [list(lane) for lane in row.ended] != starts
+    # only a shrinking stride is jittered
+    assert row.escaped == row.escaped_jittered == strides.escape_rates(starts, row.ended)[0]
+    assert row.whole_kflops > 0
+    assert row.forward_kflops > 0
+    assert 0 < row.live_ratio < row.executed_ratio
+    assert row.seconds_ratio > 0
+    assert "| resize | " in strides.table([row])
+
+
+def test_slopes_beside_a_whole_stride_are_those_of_the_lane_there():
+    task, few = strides.load("uci/digits-images"), dataclasses.replace(FEW, epochs=1)
+    plan = strides.plan_of(task, "shrink", few, 0, moves=False)
+    left, right = strides.slopes(plan, few)
+    assert left.shape == right.shape == (2, 3)
+    run = strides.run_of(dataclasses.replace(plan, realise="fractional"), few.starts)
+    strides.trained(run)
+    roomy = run.architecture.widths.coordinates_KP.clone()
+    roomy[:, 3:] = 1.0
+    run.architecture.widths.set(roomy)
+    run.architecture.regate(1.0)  # maps with room for every stride
+    x, y = (part.double() for part in run.data.batch(torch.arange(few.rows)))
+    for lane, starts in enumerate(few.starts):
+        module = run.program.module(lane).double().train()
+        for g, s in enumerate(starts):
+            for found, side in ((left, -strides.ASIDE), (right, strides.ASIDE))[s == 1 :]:
+                gates, losses = gates_of(module), []
+                for change in (side - 1e-6, side + 1e-6):  # relus make kinks nearby
+                    for i, own in enumerate(starts):
+                        gates[f"stride.{i}"].m = torch.tensor([own + change * (i == g)], dtype=torch.float64)
+                    with torch.no_grad():
+                        losses.append(float(torch.nn.functional.cross_entropy(module(x), y)))
+                assert found[lane, g] == pytest.approx((losses[1] - losses[0]) / 2e-6, rel=1e-3, abs=1e-4)
+
+
+def test_a_stride_has_escaped_where_it_ends_far_from_its_start():
+    starts, ends = [[1.0, 2.0], [3.0, 2.0]], [[1.3, 2.25], [2.7, 1.0]]
+    assert strides.escape_rates(starts, ends) == (2 / 3, 1.0)
+
+
+def test_the_kind_of_stride_is_chosen_by_retraining_then_escape_then_flops():
+    facts = {field.name: 0.5 for field in dataclasses.fields(strides.Row)}
+
+    def row(kind, retrained, **own):
+        return strides.Row(**{**facts, "kind": kind, "retrained": retrained, "live_ratio": 1.0, **own})
+
+    good, noisy, bad = (0.9, 0.92, 0.91, 0.9), (0.93, 0.88, 0.93, 0.86), (0.8, 0.83, 0.8, 0.82)
+    rows = [row("shrink", good), row("resize", noisy, live_ratio=0.5), row("spectral", bad, escaped=1.0)]
+    assert strides.winner(rows) == ("resize", "live FLOPs")  # as good, as free, and cheaper
+    assert strides.winner([rows[0], row("resize", noisy, escaped=0.7), rows[2]]) == ("resize", "escape rate")
+    assert strides.winner([rows[0], rows[2]]) == ("shrink", "retrained accuracy")
 
 
 # -- whole programs ----------------------------------------------------------------------------------------------------

@@ -163,8 +163,8 @@ class FusedRun:
     def _set_rates(self) -> None:
         """FLOPs of one step, lane by lane: at the live sizes, and as laid out."""
 
-        costs, relaxed = self.plan.costs, self.plan.fractional
-        live = self.network.named(list(self.numbers_KM.unbind(1)), whole=not relaxed)
+        costs, relaxed = self.plan.costs, self.program.in_place
+        live = self.network.named(list(self.numbers_KM.unbind(1)), whole=not self.plan.fractional)
         laid = self._laid()
         self._rate_K = self.batch * self._by_lane(costs.training_flops(live))
         self._executed_rate_K = self.batch * self._by_lane(costs.training_flops(laid, relaxed))

@@ -106,7 +106,7 @@ class Plan:
         sizes, found = network.whole_sizes(self.rounded(point)), list[int]()
         for gate, most in zip(network.gates, network.maxima(self.space), strict=True):
             role, size = network.role(gate), sizes[gate]
-            if role == "topology" or self.fractional or (whole and role != "stride"):
+            if role == "topology" or self.fractional or (whole and role == "width"):
                 found.append(self._most(gate, most))
             else:
                 assert isinstance(size, int)

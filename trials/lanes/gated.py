@@ -63,6 +63,10 @@ class DenseProgram:
         """Each lane's sizes as laid out."""
         return list(self.dense.sizes)
 
+    @property
+    def in_place(self) -> bool:
+        return False
+
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         self.dense.attach(rule, hyper)
 

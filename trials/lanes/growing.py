@@ -47,6 +47,7 @@ class Growing:
 
     def __init__(self, start: Start, kind: str, loss: str) -> None:
         self.uses, self.gates, self.kind, self.loss = start.flow.uses, start.gates, kind, loss
+        self.widths = frozenset(start.flow.groups)  # a block or an edge begins with the weights that it has
 
     def grow(self, lane: Lane, batch: tuple[Tensor, Tensor] | None) -> None:
         """Rewrite the weights of units that have become members, in place."""
@@ -54,11 +55,13 @@ class Growing:
         for g, gate in enumerate(self.gates):
             living_N = as_long(lane.before[gate], len(lane.now[gate]))
             new_N = lane.now[gate].cpu() & ~living_N
-            if not new_N.any():
+            if gate not in self.widths or not new_N.any():
                 continue
             if self.kind == "gradmax" and batch is not None and passed is None:
-                passed = _passed(lane.module, self._layers(), self.loss, batch)
+                passed = _passed(lane.module, self._layers(lane.views), self.loss, batch)
             units, initial = self._units(gate, lane.views), self._units(gate, lane.initial)
+            if not units.outgoing:
+                continue  # its block is not laid out
             device = units.outgoing[0].device
             key = fold(lane.identity[0], "growth", *lane.identity[1:], g)
             after = grown(
@@ -85,19 +88,22 @@ class Growing:
             for place, _ in _runs(use.outputs, gate, views, names[0] if use.kind != "parameter" else use.path):
                 own = [views[name][place] for name in names if name in views]
                 (incoming if use.kind in ("linear", "conv") else norms).extend(own)
-            if use.kind in ("linear", "conv"):
+            if use.kind in ("linear", "conv") and names[0] in views:
                 weight = views[names[0]]
                 for place, repeat in _runs(use.inputs, gate, views, names[0], axis=1):
                     part = weight[:, place]
                     outgoing.append(part.view(len(part), -1, repeat) if repeat > 1 else part)
         return Units(incoming=tuple(incoming), outgoing=tuple(outgoing), norms=tuple(norms))
 
-    def _layers(self) -> dict[str, Use]:
-        return {use.path: use for use in self.uses if use.kind in ("linear", "conv")}
+    def _layers(self, views: Mapping[str, Tensor]) -> dict[str, Use]:
+        """The layers that mix channels, of those that a lane has."""
+        mixing = {use.path: use for use in self.uses if use.kind in ("linear", "conv")}
+        return {path: use for path, use in mixing.items() if f"{path}.weight" in views}
 
     def _matrix(self, gate: str, module: nn.Module, passed: Passed) -> Tensor:
         """GradMax's matrix of all the gate's readers (below each other) and writers (beside each other)."""
-        layers, (read, delta, sides) = self._layers(), passed
+        (read, delta, sides) = passed
+        layers = {use.path: use for use in self.uses if use.path in read}
         writers = [path for path, use in layers.items() if _has(use.outputs, gate)]
         readers = [path for path, use in layers.items() if _has(use.inputs, gate)]
         normed = any(use.kind == "norm" and _has(use.outputs, gate) for use in self.uses)

@@ -22,14 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from search_spaces.flow import Use
-from search_spaces.kept import kept_units, sizes_kept, strides_of
+from search_spaces.flow import Opaque, Use
+from search_spaces.kept import kept_units, sizes_kept
 from search_spaces.materialise import narrowed, pruned
 from search_spaces.network import Size
 from search_spaces.realise import draws
 from search_spaces.width import HeldGate, gates_of
 from trials.lanes.growing import Growing
-from trials.lanes.initial import Identity, Start, is_fixed, units_only
+from trials.lanes.initial import Identity, Start, units_only
 from trials.lanes.layout import Layout
 from trials.lanes.places import Places, cut, paste, places
 from trials.lanes.program import in_chunks, loss_of, still
@@ -46,6 +46,7 @@ class LoopedLanes(Regated):
     Args:
         start: the network's flow at maximum size, and how lanes begin.
         gated: lanes keep their gates, whose grades `regate` sets; without, each is a plain network of whole sizes.
+        whole: gated lanes have whole sizes too, so that they really stride, and of edges have what is kept.
     """
 
     def __init__(
@@ -54,14 +55,15 @@ class LoopedLanes(Regated):
         *,
         loss: str = "cross_entropy",
         gated: bool = False,
+        whole: bool = False,
         growth: str = "fresh",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.start, self.flow, self.loss, self.gated = start, start.flow, loss, gated
+        self.start, self.flow, self.loss, self.gated, self.whole = start, start.flow, loss, gated, whole
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
-        self._fixed, self._draws, self._steps = is_fixed(start.flow), draws(start.flow.graph), 0
+        self._draws, self._steps = draws(start.flow.graph), 0
         self._growing = Growing(start, growth, loss) if growth != "fresh" else None
 
     # -- laying out --------------------------------------------------------------------------------------------------
@@ -114,15 +116,15 @@ class LoopedLanes(Regated):
         return ((i, name) for i, name in enumerate(self.names) if name in self.own[lane])
 
     def _kept(self, sizes: Mapping[str, Size]) -> dict[str, Tensor]:
-        return kept_units(self.flow, None if self._fixed and self.gated else sizes)
+        return kept_units(self.flow, self._room(sizes) if self.gated else sizes)
 
     def _module(self, kept: Mapping[str, Tensor]) -> nn.Module:
-        whole = all(len(units) == self.flow.gates[name].maximum for name, units in kept.items())
-        whole = whole and all(s == 1 for s in strides_of(self.flow, kept).values())
         if not self.gated:
             module: nn.Module = pruned(self.flow, kept)
+        elif isinstance(self.flow, Opaque):
+            module = copy.deepcopy(self.flow.graph)
         else:
-            module = copy.deepcopy(self.flow.graph) if whole else narrowed(self.flow, kept)
+            module = narrowed(self.flow, kept, whole=self.whole)
         return module.to(self.device, self.dtype).train()
 
     def _view(self, buffer_T: Tensor, lane: int, part: int) -> Tensor:
@@ -149,8 +151,13 @@ class LoopedLanes(Regated):
     # -- gates -------------------------------------------------------------------------------------------------------
 
     def _make_room(self, reach: Sequence[tuple[Size, ...]]) -> None:
-        if not self._fixed and list(reach) != self.sizes:
-            self._relay(reach)
+        lanes = [self._room(dict(zip(self.gates, lane, strict=True))) for lane in reach]
+        if [tuple(lane[gate] for gate in self.gates) for lane in lanes] != self.sizes:
+            self._relay(lanes)
+
+    @property
+    def in_place(self) -> bool:
+        return self.gated and not self.whole
 
     def _parts(self, buffer: Tensor, lane: int) -> dict[str, Tensor]:
         return {n: self._view(buffer, lane, i).view(self.own[lane][n].shape) for i, n in self._numbered(lane)}
@@ -171,7 +178,7 @@ class LoopedLanes(Regated):
                 assert isinstance(gate, HeldGate)
                 gate.m = grades[g][lane, : gate.maximum].to(self.device, self.dtype)
 
-    def _relay(self, reach: Sequence[tuple[Size, ...]]) -> None:
+    def _relay(self, sizes: Sequence[Mapping[str, Size]]) -> None:
         """Weights, optimiser state and running statistics go home; the lanes that changed are cut anew."""
         statistics = []
         for lane, module in enumerate(self.modules):
@@ -182,7 +189,7 @@ class LoopedLanes(Regated):
                     state = self._home_state[lane].setdefault(slot, {})
                     self._go_home(state, name, self._view(state_T, lane, i), module, place, slot)
             statistics.append(_statistics(module, self.flow.uses, self.places[lane]))
-        self._lay([dict(zip(self.gates, lane, strict=True)) for lane in reach])
+        self._lay(sizes)
         self.attach(self.rule, self.hyper)
         for lane, module in enumerate(self.modules):
             for i, name in self._numbered(lane):

@@ -71,7 +71,9 @@ def make(
     start_KM = jittered(plan, kinds, numbers_KM, identities)
     widths = Widths(kinds, start_KM, factor=network.parametrisation == "ntk") if gated else None
     sizes: list[tuple[Size, ...]] = (
-        list(widths.reach()) if widths else [tuple(network.whole_sizes(point).values()) for point in points]
+        list((widths or Widths(kinds, start_KM)).reach())
+        if plan.fractional
+        else [tuple(network.whole_sizes(point).values()) for point in points]
     )
     if plan.padded:
         sizes = [plan.shape_class(point) for point in points]
@@ -91,10 +93,10 @@ def make(
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)
         start = Start(flow=flow, gates=network.gates, parametrisation=network.parametrisation, optimizer=rule.kind)
+        whole = not plan.fractional
         if not plan.padded:
-            lanes = LoopedLanes(start, loss=loss, gated=gated, growth=network.growth, device=device)
+            lanes = LoopedLanes(start, loss=loss, gated=gated, whole=whole, growth=network.growth, device=device)
         else:
-            whole = not plan.fractional
             lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, whole=whole, device=device)
         by_gate = [dict(zip(network.gates, lane, strict=True)) for lane in sizes]
         lanes.begin(identities, by_gate, [dict(zip(network.gates, lane, strict=True)) for lane in live])

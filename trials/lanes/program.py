@@ -31,6 +31,10 @@ class Program(Protocol):
     def sizes(self) -> list[tuple[Size, ...]]:
         """Each lane's sizes as laid out."""
 
+    @property
+    def in_place(self) -> bool:
+        """Whether strides are in place: convolutions run at every cell before the map shrinks."""
+
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from search_spaces.kept import roles_of
+from search_spaces.flow import Opaque
+from search_spaces.kept import roles_of, sizes_of
 from search_spaces.network import Size
 from trials.lanes.growing import Growing, Lane
-from trials.lanes.initial import Identity, Start
+from trials.lanes.initial import Identity, Start, is_fixed
 from trials.lanes.masks import newcomers, rest, silenced, speaking
 from trials.lanes.places import Places
 from trials.optimisers import Optimiser
@@ -95,6 +96,15 @@ class Regated:
         self._members, self.alive = members, self._speaking(members)
         self._set_rates()
         self.optimiser.forget(self.alive)
+
+    def _room(self, sizes: Mapping[str, Size]) -> Mapping[str, Size]:
+        """What a lane is laid out at that wants to be so: whole in width where a norm asks for all grades, whole in all
+        where the network cannot be cut."""
+        flow = self.start.flow
+        if isinstance(flow, Opaque):
+            return sizes_of(flow.graph)
+        widths = flow.groups if is_fixed(flow) else ()
+        return {**sizes, **{name: flow.gates[name].maximum for name in widths}}
 
     def _laid(self, gate: str, size: Size) -> int:
         """How many of a gate's grades a lane has that is laid out so."""

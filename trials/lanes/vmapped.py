@@ -25,12 +25,13 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.cells import CellBatchNorm, cell_statistics, normed, unbiased
+from search_spaces.flow import Opaque
 from search_spaces.kept import kept_units, roles_of, sizes_kept
 from search_spaces.materialise import narrowed
 from search_spaces.network import Size
 from search_spaces.width import gates_of
 from trials.lanes.growing import Growing
-from trials.lanes.initial import Identity, Start, is_fixed, units_only
+from trials.lanes.initial import Identity, Start, units_only
 from trials.lanes.places import Places, cut, places
 from trials.lanes.program import in_chunks, loss_of
 from trials.lanes.regating import Regated
@@ -60,7 +61,6 @@ class VmappedLanes(Regated):
         self.start, self.flow, self.way, self.loss, self.whole = start, start.flow, way, loss, whole
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
-        self._fixed = is_fixed(start.flow)
         self._growing = Growing(start, growth, loss) if growth != "fresh" else None
 
     def begin(
@@ -101,21 +101,27 @@ class VmappedLanes(Regated):
 
     def _module(self) -> nn.Module:
         """The network at the lanes' shape."""
-        return copy.deepcopy(self.flow.graph) if self._fixed else narrowed(self.flow, self.kept, whole=self.whole)
+        opaque = isinstance(self.flow, Opaque)
+        return copy.deepcopy(self.flow.graph) if opaque else narrowed(self.flow, self.kept, whole=self.whole)
+
+    @property
+    def in_place(self) -> bool:
+        return not self.whole
 
     def _class(self, sizes: Sequence[Mapping[str, Size]]) -> dict[str, Size]:
         """The shape class: powers of two that hold every lane, the least stride, every unit of a topology."""
         found: dict[str, Size] = {}
+        rooms = [self._room(lane) for lane in sizes]
         for gate, role in roles_of(self.flow.graph).items():
-            maximum, lanes = self.flow.gates[gate].maximum, [lane[gate] for lane in sizes]
+            maximum, lanes = self.flow.gates[gate].maximum, [lane[gate] for lane in rooms]
             if role == "stride":
                 assert not self.whole or len(set(lanes)) == 1, "lanes that really stride do so alike"
-                found[gate] = 1 if self._fixed else min(n for n in lanes if isinstance(n, int))
+                found[gate] = min(n for n in lanes if isinstance(n, int))
             elif role == "topology":
                 found[gate] = tuple(range(maximum))
             else:
                 most = max(n for n in lanes if isinstance(n, int))
-                found[gate] = maximum if self._fixed else min(1 << max(most - 1, 0).bit_length(), maximum)
+                found[gate] = min(1 << max(most - 1, 0).bit_length(), maximum)
         return found
 
     def _views(self, buffer_KP: Tensor) -> Values:
