@@ -29,11 +29,14 @@ from search_spaces.flow import Flow, Untraceable
 from search_spaces.flow_costs import costs_of
 from search_spaces.graph_networks import Cell, Fabric, Graphon, Wired
 from search_spaces.graphs import GatedFabric, GatedGraph
-from search_spaces.kept import roles_of
+from search_spaces.kept import kept_units, roles_of
+from search_spaces.materialise import pruned
 from search_spaces.mlp import GatedMLP
 from search_spaces.networks import MLP, ConvNet, Network, Own, Residual
 from search_spaces.norms import MaskedNorm
 from search_spaces.own import Found
+from search_spaces.parameters import Stride
+from search_spaces.space import Space
 from search_spaces.stride import StrideGate
 from search_spaces.topology import TopologyGate
 from search_spaces.width import Gate, MemberGate, gates_of, held
@@ -112,6 +115,29 @@ def realise(
     return Realised(flow.graph, _ordered(gates_of(flow.graph), network), flow, example)
 
 
+def map_faults(network: Network, shape: Sequence[int], outputs: int, space: Space) -> list[str]:
+    """What is wrong with strides that shrink a map below what a later layer reads."""
+    highs = {
+        name: int(parameter.high + 0.5)
+        for name, parameter in space.parameters.items()
+        if isinstance(parameter, Stride) and name in network.gates
+    }
+    flow = realise(network, shape, outputs).flow if highs else None
+    if flow is None:
+        return []
+    plain = pruned(flow, kept_units(flow, highs)).eval()
+    try:
+        with torch.no_grad():
+            plain(flow.example)
+    except RuntimeError as error:
+        most = ", ".join(f"{name}={s}" for name, s in highs.items())
+        problem = " ".join(str(error).split())[:120]
+        return [
+            f"space: maps must not vanish at the greatest strides, but at {most} {problem}; lower a stride's `high`."
+        ]
+    return []
+
+
 def _widest_costs(module: nn.Module, example: Tensor) -> Costs:
     """Fixed costs: what torch counts in one pass of the whole module."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -186,22 +212,24 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         out = _run_shape(module, example)  # before it is traced: its own error is the clearest
     except Invalid as error:
         raise _crash(module, example, error) from error
+    roles = roles_of(module)
     flow: Flow | None
     try:
         flow = Flow(module, example)
         faults += flow.faults + [
             f"network: the gate {gate!r} must be called in forward, after the layer whose units it gates, but it never "
             "is; call it, or drop it."
-            for gate, role in (() if flow.faults else roles_of(module).items())
+            for gate, role in (() if flow.faults else roles.items())
             if gate not in (flow.groups if role == "width" else flow.gates)
         ]
-    except Untraceable:
+    except Untraceable as error:
         flow = None  # trained whole, exported with masks
+        if "stride" in roles.values():
+            faults += [f"{fault}; only then can a real stride be told to what follows it." for fault in error.faults]
     if out[1:] != (outputs,):
         faults.append(f"network: must return {outputs} numbers a row, but got an output of shape {out}.")
     if faults:
         raise Invalid(faults)
-    roles = roles_of(module)
     found = [_found(gate, roles[name]) for name, gate in gates.items()]
     costs = costs_of(flow) if flow is not None else _widest_costs(module, example)
     whole = flow is None or any(isinstance(child, MaskedNorm) for child in flow.graph.modules())

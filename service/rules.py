@@ -118,7 +118,13 @@ def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
         return faults
     network = network if space is None else network.within(space)
     faults += network.shape_faults(task.shape, space)
-    if faults or space is None or not bounds or network.space_faults(space):
+    if faults or space is None or network.space_faults(space):
+        return faults
+    if "stride" in map(network.role, network.gates):
+        from search_spaces.realise import map_faults  # torch, which declarations do without
+
+        faults += map_faults(network, task.shape, task.outputs, space)
+    if faults or not bounds:
         return faults
     costs = network.costs(task.shape, task.outputs).of(_least_sizes(values, network))
     for name, bound in bounds.items():

@@ -125,6 +125,10 @@ BAD: list[tuple[Any, str]] = [
         "space.stride.0.low: a stride below 1 would enlarge the map (`low >= 1`), but got 0.5.",
     ),
     (spec(CONVNET, {"stride.2": STRIDE}), "space.stride.2: unknown stride of this convnet 'stride.2'. Did you mean"),
+    (
+        spec({**CONVNET, "layers": 3}, {"stride.0": {**STRIDE, "high": 8}}),
+        "space: maps must not vanish at the greatest strides, but at stride.0=8 the network fails with: Given input",
+    ),
     (spec(CONVNET, {"depth.0": DEPTH}), "space.depth.0: a convnet has no depth; drop it or choose another network."),
     (spec(CONVNET, {"width.0": STRIDE}), "space.width.0: gates a layer, so its type must be width, but got stride."),
     (spec(RESIDUAL, {"stride.1": WIDTH}), "space.stride.1: strides, so its type must be stride, but got width."),
