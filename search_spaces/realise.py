@@ -132,9 +132,8 @@ def map_faults(network: Network, shape: Sequence[int], outputs: int, space: Spac
     except RuntimeError as error:
         most = ", ".join(f"{name}={s}" for name, s in highs.items())
         problem = " ".join(str(error).split())[:120]
-        return [
-            f"space: maps must not vanish at the greatest strides, but at {most} {problem}; lower a stride's `high`."
-        ]
+        told = f"at {most} the network fails with: {problem}"
+        return [f"space: maps must not vanish at the greatest strides, but {told}; lower a stride's `high`."]
     return []
 
 
