@@ -167,6 +167,8 @@ class Residual(Striding):
         ]
 
     def shape_faults(self, shape: Sequence[int], space: Space | None = None) -> list[str]:
+        if len(shape) == 3 and self.kernel % 2 == 0:
+            return [f"network.kernel: must be odd, or a block would write a larger map, but got {self.kernel}."]
         if len(shape) == 3:
             return super().shape_faults(shape, space)
         named = [] if space is None else [n for n, p in space.parameters.items() if isinstance(p, Stride)]

@@ -23,13 +23,17 @@ def excess(network: Network, point: Mapping[str, Value], bounds: Mapping[str, fl
 def round_within(
     network: Network, point: Mapping[str, Value], bounds: Mapping[str, float], costs: Costs, space: Space
 ) -> Point:
-    """The nearest whole sizes that meet the bounds: all widths and depths shrink by one common factor, as little as
-    needed; strides and edges round as they are.
+    """The nearest whole sizes that meet the bounds: all widths, depths and edges shrink by one common factor, as little
+    as needed (of a graphon, each kernel's constant); strides round as they are.
 
     No size falls below the least whole number its range allows; where even those overshoot, they are returned.
     """
 
     shrinking = {gate for gate in network.gates if network.role(gate) in ("width", "depth")}
+    for gate in network.gates:
+        if (topology := network.topology_of(gate)) is not None:
+            each = topology.coefficients if topology.kind == "graphon" else 1
+            shrinking.update(network.numbers_of(gate)[::each])
 
     def shrunk(factor: float) -> Point:
         scaled = {
@@ -49,5 +53,5 @@ def round_within(
 
 
 def _least(space: Space, name: str) -> float:
-    parameter = space.parameters.get(name)
+    parameter = space.coordinates.get(name)
     return float(-(-parameter.low // 1)) if isinstance(parameter, Real) else 1.0

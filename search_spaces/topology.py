@@ -85,9 +85,10 @@ def undecided(topology: Topology, grades: Tensor) -> Tensor:
     return torch.where(decided, 0.0, entropy).mean(-1)
 
 
-def edges_kept(grades: Tensor) -> Tensor:
-    """The real number of units there are, the sum of their grades: [..., U] -> [...]."""
-    return grades.sum(-1)
+def edges_kept(topology: Topology, grades: Tensor) -> Tensor:
+    """The real number of units there are, the sum of the grades of those that a network has use for: [..., U] ->
+    [...]."""
+    return grades[..., list(topology.useful)].sum(-1)
 
 
 def skip_share(topology: Topology, grades: Tensor) -> Tensor:

@@ -87,6 +87,8 @@ class Topology(Parameter):
             faults.append(unknown(f"{where}.moved_by", self.moved_by, ("sampler", "gradient"), "mover"))
         if self.start != "sampled":
             faults += Float(low=0.0, high=1.0).value_faults(f"{where}.start", self.start)
+            if self.moved_by != "gradient":
+                faults.append(f"{where}.start: only a parameter with `moved_by: gradient` has a start; drop it.")
         return faults
 
     def _operation_faults(self, where: str) -> list[str]:

@@ -124,7 +124,7 @@ def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
         from search_spaces.realise import map_faults  # torch, which declarations do without
 
         faults += map_faults(network, task.shape, task.outputs, space)
-    if faults or not bounds:
+    if faults or not bounds or "topology" in map(network.role, network.gates):  # whose cheapest graph is not known
         return faults
     costs = network.costs(task.shape, task.outputs).of(_least_sizes(values, network))
     for name, bound in bounds.items():

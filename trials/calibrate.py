@@ -88,12 +88,18 @@ def calibrate(
 
 
 def _points(plan: Plan, most: int) -> list[Point]:
-    """Random points of one signature."""
+    """Random points of one signature, and of the same strides, by which lanes that really stride are bundled."""
     rng = np.random.default_rng(0)
     points = [plan.space.sample(rng) for _ in range(max(most, max(POINTS.values())))]
     signature = dict(plan.space.signature(points[0]))
+    if plan.padded and not plan.fractional:
+        signature |= {name: n for name, n in points[0].items() if _is_stride(plan, name)}
     alike = [{**point, **signature} for point in points]
     return [points[0] if plan.space.faults(point) else point for point in alike]
+
+
+def _is_stride(plan: Plan, name: str) -> bool:
+    return plan.network is not None and name in plan.network.gates and plan.network.role(name) == "stride"
 
 
 def _shortened(plan: Plan, steps: int) -> Plan:

@@ -126,8 +126,12 @@ class Widths:
         self.coordinates_KP = torch.cat(columns, 1) if columns else start.new_zeros(len(start), 0)
 
     def set(self, coordinates_KP: Tensor) -> None:
-        """Move the lanes."""
-        self.coordinates_KP = coordinates_KP
+        """Move the lanes; a size on a log scale of its membership stays above 0, where that has no slope."""
+        least_P = torch.full((len(self.scales),), -math.inf, dtype=torch.float64)
+        for gate, places in zip(self.gates, self.places, strict=True):
+            if gate.membership != "interval" and "n" in places and gate.role in ("width", "depth"):
+                least_P[places["n"]] = LEAST
+        self.coordinates_KP = torch.maximum(coordinates_KP, least_P)
 
     def numbers_of(self, coordinates_KP: Tensor) -> list[Tensor]:
         """Each number, [K], as a differentiable function of the coordinates: real sizes, and a topology's."""
@@ -183,7 +187,7 @@ class Widths:
         for topology, m_KU in ((gate.topology, m_KU) for gate, m_KU in graded if gate.topology is not None):
             own = {
                 "undecided": undecided(topology, m_KU),
-                "edges": edges_kept(m_KU),
+                "edges": edges_kept(topology, m_KU),
                 "skip_share": skip_share(topology, m_KU),
             }
             found = {name: found.get(name, 0.0) + value for name, value in own.items()}

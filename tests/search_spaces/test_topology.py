@@ -202,7 +202,7 @@ def test_vmap_equals_the_loop(topology: Topology) -> None:
 
     def lane(numbers_P: Tensor) -> tuple[Tensor, ...]:
         m_U = grades(topology, numbers_P, 0.3)
-        return m_U, undecided(topology, m_U), edges_kept(m_U), skip_share(topology, m_U)
+        return m_U, undecided(topology, m_U), edges_kept(topology, m_U), skip_share(topology, m_U)
 
     alone = [torch.stack(parts) for parts in zip(*map(lane, numbers_KP), strict=True)]
     for got, want in zip(vmap(lane)(numbers_KP), alone, strict=True):
@@ -394,7 +394,7 @@ def test_statistics_by_hand() -> None:
     m_U = torch.tensor([0.5, 0.0, 1.0, 0.25, 0.0, 0.0, 0.25, 0.0, 1.0], dtype=DOUBLE)
     quarter = 2 - 0.75 * math.log2(3)
     assert float(undecided(PAIR, m_U)) == pytest.approx((1 + 2 * quarter) / 6, rel=1e-14)
-    assert float(edges_kept(m_U)) == 3.0
+    assert float(edges_kept(PAIR, m_U)) == 3.0
     assert float(skip_share(PAIR, m_U)) == pytest.approx(1 / 3, rel=1e-14)
     slope_U = jacrev(lambda m: skip_share(PAIR, m))(m_U)
     assert slope_U.tolist() == pytest.approx([2 / 9, -1 / 9, -1 / 9] * 3, rel=1e-12)
