@@ -16,7 +16,7 @@ from search_spaces.space import Space
 NORMS = ("batch", "none")
 STRIDES = ("auto", *KINDS)
 LEAST_SIDE = 4  # a map is halved while it is at least so wide
-STRIDE = "shrink"  # what `auto` is, by measurement: docs/benchmarks.md
+STRIDE = "shrink"  # what `auto` is
 
 
 @dataclass(frozen=True, kw_only=True)
