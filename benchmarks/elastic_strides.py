@@ -160,6 +160,7 @@ def forms(case: Case, s: float, scale: StrideScale) -> Row:
     for name in ("plain", "cropped", "unshrunk"):
         row |= {f"{name}_ms": 1e3 * median(found[name]), f"{name}_flops": flops[name]}
         row |= {f"{name}_time": ratio(found, name, "plain"), f"{name}_flops_ratio": flops[name] / flops["plain"]}
+    row["cropping_gain"] = ratio(found, "unshrunk", "cropped")
     return row
 
 

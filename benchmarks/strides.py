@@ -1,7 +1,7 @@
 """Which kind of real stride is the default: shrink, resize and spectral side by side in one run.
 
-    python -m benchmarks.strides                 # UCI digits, 8 lanes a kind: about ten minutes on one core
-    python -m benchmarks.strides --task mnist    # a part of MNIST, where CONTINUA_DATA has it
+    python -m benchmarks.strides                 # UCI digits, 16 lanes a kind: about ten minutes on one core
+    python -m benchmarks.strides --task mnist    # a part of MNIST, where CONTINUA_DATA has it: longer
     python -m benchmarks.strides --quick         # less than a minute
 
 Each kind's lanes begin at the same whole strides, spread over 1, 2 and 3, with the same weights and rows, and the
@@ -57,7 +57,8 @@ TASKS: dict[str, str | Mapping[str, object]] = {"digits": "uci/digits-images", "
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is measured: a lane for each of `starts`, retrained `retrainings` times."""
+    """How much is measured: a lane for each of `starts`, retrained `retrainings` times. Lanes of one start differ in
+    their weights."""
 
     starts: tuple[tuple[int, ...], ...] = STARTS
     epochs: int = 8
@@ -273,8 +274,14 @@ def winner(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def _as_good(row: Row, best: Row) -> bool:
-    behind = np.subtract(best.retrained, row.retrained)
-    return bool(behind.mean() <= 2 * behind.std(ddof=1) / len(behind) ** 0.5)
+    mean, error = _behind(row, best)
+    return mean <= 2 * error
+
+
+def _behind(row: Row, best: Row) -> tuple[float, float]:
+    """By how much a kind retrains worse than the best, lane by lane: the mean and its standard error."""
+    each = np.subtract(best.retrained, row.retrained)
+    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -294,8 +301,18 @@ def table(rows: Sequence[Row]) -> str:
         cost = [f"{row.forward_kflops:.0f}", f"{row.whole_kflops:.0f}"]
         ratios = (row.live_ratio, row.executed_ratio, row.seconds_ratio, row.move_ratio)
         lines.append(f"| {' | '.join([row.kind, *shares, *slope, *scores, *cost, *(f'{r:.2f}' for r in ratios)])} |")
-    kind, why = winner(rows)
-    return "\n".join([*lines, "", f"By the rule: {kind}, by {why}."])
+    return "\n".join([*lines, "", _decision(rows)])
+
+
+def _decision(rows: Sequence[Row]) -> str:
+    best, (kind, why) = max(rows, key=lambda row: float(np.mean(row.retrained))), winner(rows)
+    behind = []
+    for row in rows:
+        if row is not best:
+            mean, error = _behind(row, best)
+            behind.append(f"{row.kind} {100 * mean:.1f} (standard error {100 * error:.1f})")
+    told = f" Retrained, points behind {best.kind}: {', '.join(behind)}." if behind else ""
+    return f"By the rule: {kind}, by {why}.{told}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -303,12 +320,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="four lanes a kind on digits, two epochs")
     parser.add_argument("--task", choices=tuple(TASKS), default="digits")
+    parser.add_argument("--rounds", type=int, default=None, help="lanes that begin at each start (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there as one JSON object")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
     name = "digits" if options.quick else options.task
     scale, task, rows = QUICK if options.quick else FULL[name], load(TASKS[name]), []
+    scale = replace(scale, starts=scale.starts * (options.rounds or (1 if options.quick else 2)))
     for kind in KINDS:
         rows.append(measured(task, kind, scale))
         print(f"{kind} is measured", file=sys.stderr, flush=True)

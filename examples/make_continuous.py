@@ -1,8 +1,8 @@
 """One line makes an ordinary network searchable: `python examples/make_continuous.py`.
 
-The network below knows nothing of widths, nor of a depth. `make_continuous` follows its channels, ties what its sums tie,
-puts a gate at every read and after every residual block, and returns the space of what they give a size to. Here random
-search chooses among them; then the best is made a plain network again.
+The network below knows nothing of widths, nor of a depth. `make_continuous` follows its channels, ties what its sums
+tie, puts a gate at every read and after every residual block, and returns the space of what they give a size to. Here
+random search chooses among them; then the best is made a plain network again.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ products differ, from 3 to 64: among settings of one product fixed strides diffe
     resize     the same, band-limited
     spectral   the same, DiffStride's own way; begins no lower than the least stride that it can move from
 
-An arm's insensitivity is its spread: the mean test accuracy of its best setting less that of its worst. Before a network
-is measured, its batch norms take their statistics anew from the training rows: where strides move, running ones lag
-behind the network. What it scores with those is told beside (`as it was`).
+An arm's insensitivity is its spread: the mean test accuracy of its best setting less that of its worst. Before a
+network is measured, its batch norms take their statistics anew from training rows: where strides move, running ones
+lag behind the network. What it scores with those is told beside (`as it was`).
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def train(job: Job) -> Run:
         trial = Trial(search_id="strides", number=0, point=dict(point), seed=job.seed)
         bundle = Bundle(search_id="strides", id="b", generation=0, trials=(trial,))
         run = FusedRun(plan, bundle, Trainer(plan, job.device).rows, torch.device(job.device))
-        outcome = [record for record in run.records() if isinstance(record, Outcome)][0]
+        outcome = next(record for record in run.records() if isinstance(record, Outcome))
         if outcome.value is None:
             raise SystemExit(f"{job.arm} from {name_of(job.start)}, seed {job.seed}: {outcome.ending}")
         rounded = settled_accuracy(run)  # a run ends at the rounded sizes
@@ -298,8 +298,8 @@ def as_markdown(runs: Sequence[Run]) -> str:
         less = f"{100 * found.less:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] | {found.words}"
         cells = [arm, f"{100 * by_setting(runs, arm).mean():.1f}", f"{100 * found.spread:.1f}"]
         cells += [f"{100 * found.deviation:.1f}", "|" if arm == "fixed" else less]
-        for what, own in others.items():
-            cells += [f"{100 * by_setting(runs, arm, what).mean():.1f}", f"{100 * own[arm].spread:.1f}"]
+        for what, spreads in others.items():
+            cells += [f"{100 * by_setting(runs, arm, what).mean():.1f}", f"{100 * spreads[arm].spread:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", verdict(runs)])
 
