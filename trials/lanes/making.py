@@ -33,6 +33,7 @@ from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.widths import GateKind, Widths
 
+PREFIXES = ("interval", "band", "nested")  # memberships whose surest units are the first
 NEAR = 0.05  # how close to a whole stride one that a gradient moves begins beside it
 
 
@@ -140,7 +141,8 @@ def _membership(plan: Plan, gate: str) -> str:
     if role in ("stride", "topology"):
         return "interval"
     if network.membership != "auto":
-        return network.membership
+        # costs count a depth's first blocks, so others than the first must not be kept
+        return network.membership if role == "width" or network.membership in PREFIXES else "interval"
     if isinstance(network, Own):
         return next(found.membership for found in network.found if found.name == gate)
     return "band" if plan.gradient and role == "width" else "interval"
