@@ -138,6 +138,8 @@ def _drive(
         # the controller calls no code of the user's, and on Ray it lives where their module cannot be imported
         network = plan.network.abroad() if isinstance(plan.network, Own) else plan.network
         bare = replace(plan, objective=None, network=network)
+        if bare.network is not None:
+            _ = bare.costs  # torch.fx traces one network at a time in a process: here, before there are threads
         make = partial(make_controller, job.store, search.id, lease.epoch, spec, bare, lanes, sampler)
         crew = _crew(executor, make, job, spec, bench)
         try:
