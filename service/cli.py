@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -24,15 +23,15 @@ import typer
 
 from search_spaces.faults import Invalid
 from service import show as out
+from service.ending import FAILED, INTERRUPTED, resuming, verdict
 from service.show import say
 
 if TYPE_CHECKING:
-    from service.driver import Result
     from service.spec import SearchSpec
     from service.summary import WitnessStore
     from trials.tasks import Task
 
-ERROR, USAGE, NOT_FOUND, CONFLICT, FAILED, INTERRUPTED = 1, 2, 3, 5, 6, 130
+ERROR, USAGE, NOT_FOUND, CONFLICT = 1, 2, 3, 5
 MOST_WARNINGS = 5  # damaged files that are named one by one
 
 
@@ -159,7 +158,7 @@ def _driven(
     from service.controller import SearchFailed
 
     name = search_id or driver.new_search_id(new[0].name if new else "")
-    again = _resuming(name, root, executor)
+    again = resuming(name, root, executor.value)
     result, why = None, ""
     with Live(quiet=quiet) as live, _stoppable(again) as stop, contextlib.redirect_stdout(sys.stderr):
         common: dict[str, Any] = {"executor": executor.value, "watch": live.show, "interrupted": stop}
@@ -181,41 +180,7 @@ def _driven(
         found["lanes"] = result.lanes
         why = result.progress.failure or ""
     out.print_summary(found, output.value, spec=False)
-    return _verdict(found, result, why, again, root, quiet)
-
-
-def _verdict(found: dict[str, Any], result: Result | None, why: str, again: str, root: Path, quiet: bool) -> int:
-    """Say how the search ended and what may be done now; the exit code."""
-    search_id = found["search_id"]
-    if result is None or result.state == "failed":
-        say(f"error: the search failed: {why}")
-        say(f"go on with: {again}")
-        return FAILED
-    if result.state == "interrupted":
-        say("interrupted: all trials that ended are stored, the others will be trained again.")
-        say(f"go on with: {again}")
-        return INTERRUPTED
-    if not found["trials"].get("complete"):
-        none = "no trial was complete" if found["asked"] else "no trial was asked, the budget is too small for one"
-        say(f"error: the search failed: {none}.")
-        say("look at: " + _query(root, f"SELECT number, ending, error FROM trials WHERE search_id = '{search_id}'"))
-        return FAILED
-    if not quiet:
-        best_first = "value" if found["mode"] == "min" else "value DESC NULLS LAST"
-        sql = f"SELECT number, value, rounded FROM trials WHERE search_id = '{search_id}' ORDER BY {best_first} LIMIT 5"
-        say("look at: " + out.command("show", search_id, "--store", str(root.absolute())))
-        say("look at: " + _query(root, sql))
-    return 0
-
-
-def _query(root: Path, sql: str) -> str:
-    return f'continua query "{sql}" ' + shlex.join(["--store", str(root.absolute())])
-
-
-def _resuming(search_id: str, root: Path, executor: Executor) -> str:
-    """The command that goes on with a search."""
-    where = () if executor is Executor.local else ("--executor", executor.value)
-    return out.command("run", "--resume", search_id, "--store", str(root.absolute()), *where)
+    return verdict(found, result, why, again, root, quiet)
 
 
 @contextlib.contextmanager

@@ -113,6 +113,7 @@ class Controller:
         self._wall_before = self._overhead_s = 0.0
         self._began = time.monotonic()
         self._recent_errors: deque[str | None] = deque(maxlen=EQUAL_ERRORS)
+        self._too_dear = ""  # what kept points from being asked
         self._replay()
         threading.Thread(target=self._keep_asking, name="asker", daemon=True).start()
 
@@ -150,15 +151,15 @@ class Controller:
                     self.log.append("told", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": []})
             self._tell(bundle, [o for o in outcomes if o not in again])
 
-    def lost(self, worker: str) -> None:
+    def lost(self, worker: str, words: str = "") -> None:
         """A worker, named in full or by a leading part, is gone: what it had is handed out again in halves, or ends as
-        PREEMPTED after enough tries."""
+        PREEMPTED after enough tries. `words` are its last ones."""
         with self._writing():
             self._gone.append(worker)  # its last pull may still wait here, and must not be given a bundle
             for bundle, holder, started in list(self._out.values()):
                 if _is_of(holder, worker):
                     del self._out[bundle.id]
-                    self._give_up(bundle, started)
+                    self._give_up(bundle, started, words)
 
     def close(self) -> None:
         """Hand out nothing more: what runs may finish, the search can be resumed."""
@@ -194,7 +195,7 @@ class Controller:
                 wall_s=self._wall(),
                 goal=self.goal,
                 done=self._all_done(),
-                failure=self._failure,
+                failure=self._failure or (self._fruitless() if self._all_done() else None),
             )
 
     # -- asking ------------------------------------------------------------------------------------------------------
@@ -297,9 +298,19 @@ class Controller:
             flops += most_flops(self.plan, point)
             passes += epochs(self.plan, point)
             if flops > (self.goal.flops or float("inf")) or passes > (self.goal.epochs or float("inf")):
+                self._too_dear = self._in_want(points)
                 break
             fitting.append(point)
         return fitting
+
+    def _in_want(self, points: Sequence[Point]) -> str:
+        """What budget the cheapest of the points would have needed, in words."""
+        words = ""
+        for name, cost, budget in (("flops", most_flops, self.goal.flops), ("epochs", epochs, self.goal.epochs)):
+            least = min(cost(self.plan, point) for point in points)
+            if budget is not None and least > budget:
+                words += f"; the cheapest of {len(points)} points needs budget.{name} of {least:.4g}, not {budget:.4g}"
+        return words
 
     # -- packing -----------------------------------------------------------------------------------------------------
 
@@ -345,13 +356,25 @@ class Controller:
 
     def _take(self, outcome: Outcome) -> None:
         self._told[outcome.number] = outcome
-        last_line = (outcome.error or "").strip().rpartition("\n")[2]
-        self._recent_errors.append(last_line if outcome.ending is Ending.ERROR else None)
-        if len(self._recent_errors) == EQUAL_ERRORS and len(set(self._recent_errors)) == 1 and self._recent_errors[0]:
+        lost = outcome.ending is Ending.PREEMPTED  # whose workers' last words may differ
+        known = "its worker died" if lost else last_line(outcome) if outcome.ending is Ending.ERROR else None
+        self._recent_errors.append(known)
+        if len(self._recent_errors) == EQUAL_ERRORS and len(set(self._recent_errors)) == 1 and known:
             self._failure = (
-                f"the last {EQUAL_ERRORS} trials all ended in the same error: {last_line} "
+                f"the last {EQUAL_ERRORS} trials all ended in the same error: {last_line(outcome)} "
                 "Mend its cause, then resume the search."
             )
+
+    def _fruitless(self) -> str | None:
+        """Why a search that is over came to nothing, if it did."""
+        if any(outcome.ending is Ending.COMPLETE for outcome in self._told.values()):
+            return None
+        if not self._told:
+            return f"no trial was asked, the budget is too small for one{self._too_dear}"
+        counts = Counter(outcome.ending.value for outcome in self._told.values())
+        told = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
+        errors = [f"; trial {o.number}: {last_line(o)}" for o in self._told.values() if o.error]
+        return f"of its {len(self._told)} trials none is complete ({told}){errors[-1] if errors else ''}"
 
     def _may_retry(self, bundle: Bundle, number: int) -> bool:
         self._losses[number] += 1
@@ -364,19 +387,20 @@ class Controller:
             if part:
                 self._enqueue(part, bundle.generation, front=True)
 
-    def _give_up(self, bundle: Bundle, started: float) -> None:
+    def _give_up(self, bundle: Bundle, started: float, words: str) -> None:
         numbers = [t.number for t in bundle.trials]
         self.log.append("failed", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers, "why": "lost"})
         again = [number for number in numbers if self._may_retry(bundle, number)]
         self._requeue(bundle, again)
         bundle = replace(bundle, attempt=self._attempts[bundle.id])
         times = {"started": started, "ended": time.time()}
+        said = f"; the last one said: {line}" if (line := words.strip().rpartition("\n")[2]) else ""
         outcomes = [
             outcome_of(
                 trial,
                 bundle,
                 Ending.PREEMPTED,
-                error=f"its worker died {self._losses[trial.number]} times while training it",
+                error=f"its worker died {self._losses[trial.number]} times while training it{said}",
                 **times,
             )
             for trial in bundle.trials
@@ -411,8 +435,15 @@ class Controller:
     def _replay(self) -> None:
         events = self.search.log()
         by_epoch: dict[int, list[float]] = {}
+        since: dict[int, int] = {}  # by trial: how often the search had failed when it was told
+        failures = 0
         for event in events:
             by_epoch.setdefault(event.epoch, []).append(event.time)
+            if event.kind == "told":
+                since.update(dict.fromkeys(event.body["numbers"], failures))
+            elif event.kind == "state" and event.body["state"] == "failed":
+                failures += 1
+                self._losses.clear()  # their cause is held to be mended
             if event.kind == "asked":
                 self._generations.append([self._trial(t["number"], t["point"]) for t in event.body["trials"]])
                 self._infeasible += event.body["infeasible"]
@@ -430,7 +461,8 @@ class Controller:
         untold: dict[tuple[str, int], list[Outcome]] = {}
         for outcome in self.search.outcomes():
             if outcome.number in told:
-                self._told[outcome.number] = outcome
+                if not (outcome.ending.retried and since[outcome.number] < failures):  # else it is trained again
+                    self._told[outcome.number] = outcome
             else:
                 untold.setdefault((outcome.bundle_id, outcome.attempt), []).append(outcome)
         for (bundle_id, attempt), outcomes in untold.items():
@@ -444,6 +476,11 @@ class Controller:
 def _is_of(worker: str, name: str) -> bool:
     """Whether `name` is the worker's, in full or by a leading part."""
     return f"{worker}-".startswith(f"{name}-")
+
+
+def last_line(outcome: Outcome) -> str:
+    """The end of an outcome's error, where the cause stands."""
+    return (outcome.error or "").strip().rpartition("\n")[2]
 
 
 def best_of(outcomes: Sequence[Outcome], mode: str) -> Outcome | None:

@@ -9,6 +9,7 @@ the store, and `resume` goes on exactly as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_spaces.networks import Own
-from service.controller import Controller, Progress
+from service.controller import Controller, Progress, SearchFailed
 from service.executors import Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
@@ -146,7 +147,12 @@ def _drive(
             crew.controller.note("state", {"state": "running"})
             if measured is not None:
                 crew.controller.note("calibrated", measured)
-            _oversee(crew, watch or (lambda _: None), interrupted or threading.Event())
+            try:
+                _oversee(crew, watch or (lambda _: None), interrupted or threading.Event())
+            except SearchFailed as error:
+                with contextlib.suppress(Exception):  # the controller may be gone too
+                    crew.controller.note("state", {"state": "failed", "why": str(error)})
+                raise
             progress = crew.controller.progress()
             state = "failed" if progress.failure else "complete" if progress.done else "interrupted"
             crew.controller.note("state", {"state": state, "why": progress.failure})

@@ -78,7 +78,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "search_id": search.id,
         "name": document.get("name", search.id),
         "state": search.state(events),
-        "why": next((e.body["why"] for e in reversed(events) if e.kind == "state" and e.body.get("why")), None),
+        "why": next((e.body.get("why") for e in reversed(events) if e.kind == "state"), None),
         "owner": owner,
         "created": events[0].time if events else search.path.stat().st_mtime,
         "metric": objective.get("metric"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -71,7 +72,15 @@ class Worker:
         said = self.words.read().decode(errors="replace").strip()
         for close in (self.pipe.close, self.words.close, lambda: os.close(self.lifeline)):
             close()
-        return said[-2000:] or f"nothing (exit code {self.process.returncode})"
+        return f"{said[-2000:] or 'nothing'} ({_ended(self.process.returncode)})"
+
+
+def _ended(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code >= 0:
+        return f"exit code {code}"
+    memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{memory}"
 
 
 class Bench:
@@ -183,7 +192,7 @@ class LocalWorkers:
             self._early_deaths = 0 if pulled else self._early_deaths + 1
             self._last_words = said
             if not self._stopping:
-                self.controller.lost(name)
+                self.controller.lost(name, said)
 
 
 class _Piped:

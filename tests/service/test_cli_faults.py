@@ -37,7 +37,9 @@ def test_a_search_without_a_complete_trial_failed(tmp_path: Path, capsys: pytest
     out, err = capsys.readouterr()
     assert strict(out)["trials"] == {"error": 6}
     assert strict(out)["best"] is None
-    assert "error: the search failed" in err
+    assert strict(out)["state"] == "failed"
+    assert "error: the search failed: of its 6 trials none is complete (6 error); trial 5: RuntimeError: no luck" in err
+    assert "--resume" not in err  # nothing is left to do
     assert "no trial is complete" in failing(["best", "all-raise", "--store", "st"], 3, capsys)[0]
 
 
@@ -51,6 +53,47 @@ def test_a_search_that_meets_one_error_again_and_again_is_stopped(
     assert strict(out)["state"] == "failed"
     assert "no luck" in err
     assert "--resume" in err
+
+
+def test_a_search_whose_workers_are_killed_says_why_and_goes_on_when_that_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.controller.MAX_RETRIES", 0)
+    body = """
+    if not __import__('pathlib').Path('mended').exists():
+        __import__('os').kill(__import__('os').getpid(), 9)
+    return trial.number"""
+    spec = python(tmp_path, body, "killed")
+    more = ["--set", "budget.trials=2", "--set", "resources={workers: 1, lanes: 1}", "--store", "st", "-o", "json"]
+    assert main(["run", str(spec), *more]) == 6
+    out, err = capsys.readouterr()
+    found = strict(out)
+    assert (found["state"], found["trials"]) == ("failed", {"preempted": 2})
+    told = f"error: the search failed: {found['why']}"
+    assert "its worker died 1 times while training it; the last one said: loaded (killed by SIGKILL" in told
+    resuming = f"continua run --resume {found['search_id']} --store {tmp_path / 'st'}"
+    assert f"{told}\nits 2 lost trials are trained again when you go on with: {resuming}\n" in err
+    assert main(["show", "killed", "--store", "st"]) == 0
+    assert f"failed: {found['why']}\n" in capsys.readouterr().out
+    rows_told = rows(tmp_path / "st", "SELECT ending, error FROM trials ORDER BY number", capsys)
+    assert [row["ending"] for row in rows_told] == ["preempted"] * 2
+    assert all("killed by SIGKILL" in row["error"] for row in rows_told)
+    (tmp_path / "mended").touch()
+    assert main(["run", "--resume", found["search_id"], "--store", "st", "--executor", "here", "-o", "json"]) == 0
+    found = strict(capsys.readouterr().out)
+    assert (found["state"], found["why"], found["trials"]) == ("complete", None, {"complete": 2})
+
+
+def test_a_budget_too_small_for_a_trial_is_told_with_what_one_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "iris.yaml").write_text(IRIS)
+    more = ["--set", "budget={flops: 1000}", "--executor", "here", "--store", "st", "-o", "json"]
+    assert main(["run", "iris.yaml", *more]) == 6
+    out, err = capsys.readouterr()
+    assert strict(out)["state"] == "failed"
+    assert "no trial was asked, the budget is too small for one; the cheapest of 4 points needs budget.flops of" in err
+    assert "raise the budget" in err
 
 
 def test_a_trial_that_was_tried_again_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

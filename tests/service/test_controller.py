@@ -6,165 +6,34 @@ points; a trial's value is a function of its point, so that any trial taken twic
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import random
 import shutil
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from controller_cases import PLAN, SPACE, Crew, Seeing, controlled, events, final, points_of, value_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import Point, Space
-from search_spaces.networks import MLP
-from service.controller import EQUAL_ERRORS, MAX_RETRIES, Controller, Done, Goal, best_of
-from service.samplers import Asked, History, ListedSampler, NoRoom, RandomSampler, Sampler
+from search_spaces import Point
+from service.controller import MAX_RETRIES, Done, Goal, best_of
+from service.samplers import Asked, History, ListedSampler, RandomSampler
 from trials.ledger import most_flops
-from trials.plan import Plan
 from trials.query import query
-from trials.records import Bundle, Ending, Outcome, Spent
+from trials.records import Bundle, Ending, Outcome
 from trials.store import Conflict, Held, SearchStore, Store
-from trials.tasks import load
-from trials.training import Training
-
-SPACE = Space.from_dict(
-    {
-        "width.0": {"type": "width", "low": 2, "high": 12},
-        "lr": {"type": "float", "low": 0.01, "high": 1.0, "log": True},
-        "batch_size": {"type": "choice", "options": [16, 32]},
-    }
-)
-PLAN = Plan(space=SPACE, task=load("uci/iris"), network=MLP(layers=1), training=Training(epochs=3))
-
-
-class Seeing:
-    """Points drawn from a hash of all that the history holds."""
-
-    def __init__(self, space: Space = SPACE) -> None:
-        self.space = space
-
-    def ask(self, history: History, n: int, generation: int) -> Asked:
-        seen = repr(([(k.number, k.point, k.value, k.failed) for k in history.trials], list(history.infeasible)))
-        draws = RandomSampler(self.space, seed=int(hashlib.sha256(seen.encode()).hexdigest()[:12], 16))
-        return Asked(points=draws.ask(history, n, generation).points, infeasible=[{"lr": float(generation)}])
-
-
-def value_of(point: Point) -> float:
-    return math.log(float(point["lr"])) ** 2 + float(point["width.0"])
-
-
-@dataclass
-class Crew:
-    """Workers that train nothing: who pulls and who finishes next is drawn by lot."""
-
-    controller: Controller
-    workers: int = 2
-    lot: random.Random = field(default_factory=lambda: random.Random(0))
-    ending: Callable[[Bundle, int], Ending] = lambda bundle, number: Ending.COMPLETE
-    value: Callable[[int, Point], float] = lambda number, point: value_of(point)
-    share: float = 1.0  # of the most FLOPs a trial could execute
-    dies: Callable[[Bundle], bool] = lambda bundle: False
-    held: dict[str, Bundle] = field(default_factory=dict)
-    trained: list[Bundle] = field(default_factory=list)
-
-    def outcomes(self, bundle: Bundle, worker: str = "") -> list[Outcome]:
-        found = []
-        for trial in bundle.trials:
-            ending = self.ending(bundle, trial.number)
-            complete = ending is Ending.COMPLETE
-            found.append(
-                Outcome(
-                    trial_id=trial.id,
-                    number=trial.number,
-                    bundle_id=bundle.id,
-                    attempt=bundle.attempt,
-                    ending=ending,
-                    point=trial.point,
-                    value=self.value(trial.number, trial.point) if complete else None,
-                    spent=Spent(executed_flops=self.share * most_flops(PLAN, trial.point), flops=1.0, device_s=0.5),
-                    worker=worker,
-                    error="Traceback ...\nValueError: no" if ending is Ending.ERROR else None,
-                )
-            )
-        return found
-
-    def store(self, bundle: Bundle, outcomes: Iterable[Outcome]) -> None:
-        writer = self.controller.search.attempt_writer(bundle.id, bundle.attempt)
-        for outcome in outcomes:
-            writer.append(outcome)
-        writer.close()
-
-    def finish(self, worker: str) -> None:
-        bundle = self.held.pop(worker)
-        self.trained.append(bundle)
-        if self.dies(bundle):
-            self.controller.lost(worker)
-            return
-        outcomes = self.outcomes(bundle, worker)
-        self.store(bundle, outcomes)
-        self.controller.finish(bundle, outcomes)
-
-    def run(self, *, until: Callable[[Controller], bool] = lambda controller: False) -> Crew:
-        names = (f"w-{number}" for number in itertools.count())
-        idle = [next(names) for _ in range(self.workers)]
-        while not until(self.controller):
-            if idle and (not self.held or self.lot.random() < 0.7):
-                answer = self.controller.pull(idle[-1], timeout=0.02 if self.held else 10.0)
-                if isinstance(answer, Done):
-                    idle.pop()
-                    continue
-                if answer is not None:
-                    self.held[idle.pop()] = answer
-                    continue
-                assert self.held, "nothing runs and nothing comes"
-            if not self.held:
-                break
-            worker = self.lot.choice(sorted(self.held))
-            died = self.dies(self.held[worker])
-            self.finish(worker)
-            idle.insert(0, next(names) if died else worker)
-        return self
 
 
 @pytest.fixture
 def search(store: Store) -> SearchStore:
     return store.create("s", {"name": "s"})
-
-
-def controlled(search: SearchStore, epoch: int = 1, **changes: Any) -> Controller:
-    settings: dict[str, Any] = {"goal": Goal(trials=24), "batch": 4, "lanes": 3, "sampler": Seeing(), **changes}
-    sampler: Sampler = settings.pop("sampler")
-    return Controller(search, search.log_writer(epoch), settings.pop("plan", PLAN), sampler, **settings)
-
-
-def points_of(search: SearchStore) -> list[list[Point]]:
-    """The points of each generation."""
-    return [[t["point"] for t in event.body["trials"]] for event in search.log() if event.kind == "asked"]
-
-
-def final(search: SearchStore) -> list[tuple[Any, ...]]:
-    """What was told of each trial, and that it was told once."""
-    found: dict[int, tuple[Any, ...]] = {}
-    for body in events(search, "told"):
-        outcomes = {o.number: o for o in search.attempt_outcomes(body["bundle"], body["attempt"])}
-        for number in body["numbers"]:
-            assert number not in found
-            o = outcomes[number]
-            found[number] = (number, sorted(o.point.items()), o.ending, o.value)
-    return [found[number] for number in sorted(found)]
-
-
-def events(search: SearchStore, kind: str) -> list[dict[str, Any]]:
-    return [event.body for event in search.log() if event.kind == kind]
 
 
 # -- generations -------------------------------------------------------------------------------------------------------
@@ -330,154 +199,6 @@ def test_bundles_hold_equal_signatures_evenly_and_each_trial_once(batch, lanes, 
         assert max(found) <= lanes
         assert len(found) == math.ceil(sum(found) / lanes)  # no more bundles than needed
         assert max(found) - min(found) <= 1
-
-
-# -- lost workers, memory, errors --------------------------------------------------------------------------------------
-
-
-def test_a_lost_workers_bundle_is_halved_until_one_trial_alone_is_to_blame(store):
-    search = store.create("s", {})
-    points = [{"width.0": 4.0 + i, "lr": 0.1, "batch_size": 16} for i in range(4)]
-    goal, sampler = Goal(trials=4), ListedSampler(points)
-    crew = Crew(
-        controlled(search, goal=goal, lanes=4, sampler=sampler), dies=lambda b: 2 in [t.number for t in b.trials]
-    )
-    crew.run()
-    tried = Counter(tuple(t.number for t in bundle.trials) for bundle in crew.trained)
-    assert tried == {(0, 1, 2, 3): 1, (0, 1): 1, (2, 3): 1, (2,): MAX_RETRIES - 1, (3,): 1}
-    endings = {o.number: o.ending for o in search.outcomes()}
-    assert endings == {0: "complete", 1: "complete", 2: "preempted", 3: "complete"}
-    (lost,) = (o for o in search.outcomes() if o.number == 2)
-    assert lost.error == f"its worker died {MAX_RETRIES + 1} times while training it"
-    assert lost.value is None
-    assert lost.point == points[2]
-    assert crew.controller.progress().done
-    rows = query(store, "SELECT number, ending, value FROM trials").to_pylist()
-    assert [(row["number"], row["ending"], row["value"]) for row in rows] == [
-        (n, str(endings[n]), None if n == 2 else value_of(points[n])) for n in range(4)
-    ]
-
-
-def test_halves_go_before_what_waits(search):
-    points = [{"width.0": 4.0 + i, "lr": 0.1, "batch_size": 16} for i in range(24)]
-    controller = controlled(search, lanes=4, sampler=ListedSampler(points))
-    bundle = controller.pull("a-1", timeout=10)
-    controller.lost("a-1")
-    found = [controller.pull(f"b-{i}", timeout=1) for i in range(2)]
-    assert sorted(t.number for b in found for t in b.trials) == [t.number for t in bundle.trials]
-
-
-def test_a_worker_is_named_in_full_or_by_a_leading_part_and_no_other_is_meant(search):
-    controller = controlled(search, lanes=1)
-    for worker in ("ray-1-77", "ray-11-78", "ray-2-79"):
-        assert controller.pull(worker, timeout=10) is not None
-    controller.lost("ray-1")
-    assert controller.progress().running == 2
-    controller.lost("ray-3")
-    assert controller.progress().running == 2
-    controller.lost("ray-11-78")
-    assert controller.progress().running == 1
-
-
-def test_the_last_pull_of_a_lost_worker_takes_no_bundle_with_it(search):
-    """It still waits in the controller when the death is noticed: a bundle given to it would never come back."""
-    crew = Crew(controlled(search, lanes=1))
-    bundles = [crew.controller.pull(f"w-{i}-1", timeout=10) for i in range(8)]
-    answers: list[Any] = []
-    waiting = threading.Thread(target=lambda: answers.append(crew.controller.pull("w-9-1", timeout=10)))
-    waiting.start()
-    time.sleep(0.1)
-    crew.controller.lost("w-9")
-    for bundle in bundles:
-        crew.store(bundle, crew.outcomes(bundle))
-        crew.controller.finish(bundle, crew.outcomes(bundle))
-    waiting.join()
-    assert answers == [Done.DONE]
-    assert crew.run().controller.progress().finished == 24
-
-
-def test_a_bundle_out_of_memory_is_halved_and_its_other_trials_are_kept(store, search):
-    """Trials 1 and 2 need more than half of a bundle's memory: they fit beside nobody else, and then they do."""
-    points = [{"width.0": 4.0 + i, "lr": 0.1, "batch_size": 16} for i in range(4)]
-
-    def ending(bundle: Bundle, number: int) -> Ending:
-        return Ending.OOM if number in (1, 2) and len(bundle.trials) > 1 else Ending.COMPLETE
-
-    crew = Crew(controlled(search, goal=Goal(trials=4), lanes=4, sampler=ListedSampler(points)), ending=ending)
-    crew.run()
-    assert Counter(tuple(t.number for t in b.trials) for b in crew.trained) == {(0, 1, 2, 3): 1, (1,): 1, (2,): 1}
-    assert [(n, v) for n, _, _, v in final(search)] == [(n, value_of(p)) for n, p in enumerate(points)]
-    rows = query(store, "SELECT number, value FROM trials").to_pylist()
-    assert [(row["number"], row["value"]) for row in rows] == [(n, value_of(p)) for n, p in enumerate(points)]
-    assert events(search, "failed") == [{"bundle": crew.trained[0].id, "attempt": 0, "numbers": [1, 2]}]
-
-
-def test_memory_that_never_suffices_ends_as_out_of_memory(search):
-    crew = Crew(controlled(search, goal=Goal(trials=5)), ending=lambda b, n: Ending.OOM if n == 3 else Ending.COMPLETE)
-    crew.run()
-    tries = sum(3 in [t.number for t in b.trials] for b in crew.trained)
-    assert MAX_RETRIES < tries <= MAX_RETRIES + 3
-    assert {o.number: o.ending for o in search.outcomes()} == {
-        n: Ending.OOM if n == 3 else Ending.COMPLETE for n in range(5)
-    }
-
-
-def test_a_run_of_equal_errors_stops_the_search_and_it_can_be_resumed(search):
-    goal = Goal(trials=100)
-    crew = Crew(controlled(search, goal=goal), workers=1, ending=lambda *_: Ending.ERROR).run()
-    progress = crew.controller.progress()
-    assert EQUAL_ERRORS <= progress.finished < EQUAL_ERRORS + 3
-    assert not progress.done
-    assert progress.failure == (
-        "the last 16 trials all ended in the same error: ValueError: no Mend its cause, then resume the search."
-    )
-    again = Crew(controlled(search, 2, goal=goal)).run().controller.progress()
-    assert again.failure is None
-    assert again.endings == {"error": progress.finished, "complete": 100 - progress.finished}
-
-
-def test_errors_between_successes_stop_nothing(search):
-    ending = lambda _, number: Ending.COMPLETE if number % 10 == 0 else Ending.ERROR  # noqa: E731
-    crew = Crew(controlled(search, goal=Goal(trials=60), batch=10, lanes=1), workers=1, ending=ending).run()
-    assert crew.controller.progress().done
-    assert crew.controller.progress().failure is None
-
-
-def test_a_sampler_that_fails_ends_the_search_with_its_words(store):
-    class Failing(Seeing):
-        def __init__(self, error: Exception) -> None:
-            self.error, self.space = error, SPACE
-
-        def ask(self, history: History, n: int, generation: int) -> Asked:
-            if generation == 2:
-                raise self.error
-            return super().ask(history, n, generation)
-
-    failures = {}
-    for name, error in {"room": NoRoom("search: no room."), "bug": KeyError("x")}.items():
-        crew = Crew(controlled(store.create(name, {}), sampler=Failing(error))).run()
-        failures[name] = crew.controller.progress().failure
-        assert not crew.controller.progress().done
-        assert crew.controller.over()
-    assert failures == {"room": "search: no room.", "bug": "the sampler failed: KeyError('x')"}
-
-
-def test_a_store_that_cannot_be_written_ends_the_search_and_acknowledges_nothing(search):
-    crew = Crew(controlled(search, lanes=1))
-    bundle = crew.controller.pull("w-0", timeout=10)
-    crew.store(bundle, crew.outcomes(bundle))
-    crew.controller.pull("w-1", timeout=10)
-    away = search.path / "away"
-    (search.path / "log").rename(away)
-    crew.controller.finish(bundle, crew.outcomes(bundle))
-    progress = crew.controller.progress()
-    assert "the store cannot be written" in progress.failure
-    assert progress.finished == 0
-    assert crew.controller.pull("w-1") is Done.DONE
-    away.rename(search.path / "log")
-    again = controlled(search, 2)  # what the worker made durable is told by the next controller
-    assert again.progress().finished == 1
-    assert Crew(again).run().controller.progress().done
 
 
 # -- zombies -----------------------------------------------------------------------------------------------------------

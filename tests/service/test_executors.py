@@ -27,6 +27,7 @@ from service.controller import SearchFailed
 from service.driver import Result, resume, run
 from service.executors.local import Bench
 from service.spec import check
+from service.summary import summary
 from trials.query import query
 from trials.records import Ending
 from trials.store import Held, SearchStore, Store
@@ -335,6 +336,9 @@ def test_workers_that_cannot_start_end_the_search_with_their_last_words(store, t
     parsed, task = check(spec, directory=tmp_path)
     with pytest.raises(SearchFailed, match=r"(?s)no worker process could start.*no engine here"):
         run(parsed, task, store, directory=tmp_path)
+    found = summary(store.search(store.searches()[0]))
+    assert found["state"] == "failed"
+    assert "no engine here" in found["why"]
 
 
 # -- killed drivers ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""What `continua run` says when a search has ended: how it ended, what may be done now, and the exit code.
+
+>>> resuming("digits-3fa2b1", Path("/runs"), "local")
+'continua run --resume digits-3fa2b1 --store /runs'
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service import show as out
+from service.show import say
+
+if TYPE_CHECKING:
+    from service.driver import Result
+
+FAILED, INTERRUPTED = 6, 130
+
+
+def verdict(found: dict[str, Any], result: Result | None, why: str, again: str, root: Path, quiet: bool) -> int:
+    """Say how the search ended and what may be done now; the exit code."""
+    search_id, endings = found["search_id"], found["trials"]
+    failed = sum(count for ending, count in endings.items() if ending != "complete")
+    if failed and not quiet:
+        ended = f"search_id = '{search_id}' AND ending NOT IN ('complete', 'running')"
+        sql = f"SELECT number, ending, error FROM trials WHERE {ended}"
+        say(f"{failed} of {found['asked']} trials did not complete; look at: " + querying(root, sql))
+    if result is None or result.state == "failed":
+        say(f"error: the search failed: {why}")
+        over = result is not None and result.progress.done
+        say(_way_out(found, over, again))
+        return FAILED
+    if result.state == "interrupted":
+        say("interrupted: all trials that ended are stored, the others will be trained again.")
+        say(f"go on with: {again}")
+        return INTERRUPTED
+    if not quiet:
+        best_first = "value" if found["mode"] == "min" else "value DESC NULLS LAST"
+        sql = f"SELECT number, value, rounded FROM trials WHERE search_id = '{search_id}' ORDER BY {best_first} LIMIT 5"
+        say("look at: " + out.command("show", search_id, "--store", str(root.absolute())))
+        say("look at: " + querying(root, sql))
+    return 0
+
+
+def _way_out(found: dict[str, Any], over: bool, again: str) -> str:
+    """What may be done about a search that failed: trials that the machine failed are trained again on resuming; one
+    that is over without such trials has nothing left to do."""
+    lost = sum(found["trials"].get(ending, 0) for ending in ("preempted", "oom"))
+    if lost:
+        return f"its {lost} lost trials are trained again when you go on with: {again}"
+    if not over:
+        return f"go on with: {again}"
+    if found["asked"]:
+        return "all its trials have ended, so it cannot go on: mend the cause, then run its spec again."
+    return "it cannot go on: raise the budget, then run its spec again."
+
+
+def querying(root: Path, sql: str) -> str:
+    """The command that asks the store."""
+    return f'continua query "{sql}" ' + shlex.join(["--store", str(root.absolute())])
+
+
+def resuming(search_id: str, root: Path, executor: str) -> str:
+    """The command that goes on with a search."""
+    where = () if executor == "local" else ("--executor", executor)
+    return out.command("run", "--resume", search_id, "--store", str(root.absolute()), *where)
