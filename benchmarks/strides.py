@@ -286,7 +286,12 @@ def measured(task: Task, kind: str, scale: Scale, seed: int = 0) -> Row:
 
 def _mean_kflops(plan: Plan, points: Sequence[Point]) -> float:
     assert plan.network is not None
-    return float(np.mean([plan.priced(plan.network.sizes(point))["forward_flops"] for point in points])) / 1e3
+    return (
+        float(
+            np.mean([plan.priced(plan.network.named(plan.network.sizes(point)))["forward_flops"] for point in points])
+        )
+        / 1e3
+    )
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def train(job: Job) -> Run:
         rounded=rounded,
         as_it_was=1 - outcome.value,
         ended=tuple(float(outcome.point[name] or 0.0) for name in point),
-        flops=plan.priced(sizes)["forward_flops"],
+        flops=plan.priced(plan.network.named(sizes))["forward_flops"],
         rounded_flops=outcome.metrics["forward_flops"],
         seconds=outcome.spent.device_s,
     )

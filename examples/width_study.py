@@ -246,6 +246,8 @@ def compared(setting: Setting, bound: int, seed: int) -> list[Run]:
         find = {arm: found_by_reading if arm in KINDS else found_by_search for arm in ARMS}
         found = [find[arm](arm, setting, bound, seed, budget) for arm in ARMS]
         plan = plan_of(setting, seed, bound)
+        network = plan.network
+        assert network is not None
         errors = retrained(plan, [point_of(one.widths, one.lr) for one in found], setting.retrainings)
     return [
         Run(
@@ -253,7 +255,7 @@ def compared(setting: Setting, bound: int, seed: int) -> list[Run]:
             bound=bound,
             seed=seed,
             test_error=error,
-            flops=plan.priced(one.widths)["forward_flops"],
+            flops=plan.priced(network.named(one.widths))["forward_flops"],
             budget=budget,
             **asdict(one),
         )

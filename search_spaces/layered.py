@@ -17,6 +17,7 @@ NORMS = ("batch", "none")
 STRIDES = ("auto", *KINDS)
 LEAST_SIDE = 4  # a map is halved while it is at least so wide
 STRIDE = "shrink"  # what `auto` is
+JITTER = 0.25  # how far beside a whole number one that shrinks begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,16 @@ class Striding(Network):
     kernel: int = 3
     norm: str = "batch"
     stride: str = "auto"
-    jitter: float = 0.25
+    jitter: float = JITTER
 
     def faults(self) -> list[str]:
         faults, jitter = super().faults(), self.jitter
         if not is_real(jitter) or not 0 <= jitter < 0.5:
             faults.append(f"network.jitter: must be a number of at least 0 and below 0.5, but got {jitter!r}.")
         return faults
+
+    def beside(self, gate: str) -> float:
+        return self.jitter if self.stride_kind == "shrink" else 0.0
 
     @property
     def stride_kind(self) -> str:
@@ -79,7 +83,9 @@ class Striding(Network):
             faults.append(f"network.kernel: must be at most {side}, the image's side, but got {self.kernel}.")
         for name, parameter in ({} if space is None else space.parameters).items():
             if isinstance(parameter, Stride) and self.offers.get(name) == "stride":
-                faults += _stride_faults(name, parameter, self.stride_kind, self.side(name, side))
+                met = self.side(name, side)
+                ramp = smoothness_of(met) if self.stride_kind == "spectral" else 0
+                faults += stride_faults(name, parameter, met, ramp, "network.stride: shrink or resize")
         return faults
 
 
@@ -179,9 +185,10 @@ class Residual(Striding):
         ]
 
 
-def _stride_faults(name: str, parameter: Stride, kind: str, side: int) -> list[str]:
-    """Rules between a stride's range and the map that it meets."""
-    faults, least = [], least_stride(kind, side)
+def stride_faults(name: str, parameter: Stride, side: int, ramp: int, other: str) -> list[str]:
+    """Rules between a stride's range and the map of that side that it meets; `ramp` is R of a spectral one, else 0, and
+    `other` what to take instead of it."""
+    faults, least = [], least_stride("spectral", side, ramp) if ramp else 1.0
     if parameter.high > side:
         faults.append(
             f"space.{name}.high: must be at most {side}, the side of the map before it, but got {parameter.high:g}."
@@ -189,7 +196,7 @@ def _stride_faults(name: str, parameter: Stride, kind: str, side: int) -> list[s
     if parameter.low < least:
         faults.append(
             f"space.{name}.low: a spectral stride must be at least H / (H - R) = {least:.4g} (a map of side H={side}, "
-            f"a ramp of R={smoothness_of(side)} frequencies), below which no gradient moves it, but got "
-            f"{parameter.low:g}; raise it, or take network.stride: shrink or resize."
+            f"a ramp of R={ramp} frequencies), below which no gradient moves it, but got {parameter.low:g}; raise it, "
+            f"or take {other}."
         )
     return faults

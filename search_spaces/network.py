@@ -113,6 +113,10 @@ class Network:
         """What a gate gives a size to: width, stride, depth or topology."""
         return self.offers[gate]
 
+    def beside(self, gate: str) -> float:
+        """How far beside a whole number a stride begins that a gradient moves: where it is trapped there."""
+        return 0.0
+
     def within(self, space: Space) -> Network:
         """The network with the strides and depths that the space asks for; where it does not, they are whole."""
         asked = tuple(
@@ -140,7 +144,12 @@ class Network:
                 faults.append(f"space.{name}: {what}, so its type must be {role}, but got {parameter.type}.")
             elif name == "activation" and self.owns(name):
                 faults += _activation_faults(name, parameter)
-        return faults
+            if role == "stride" and self.growth == "gradmax":
+                faults.append(
+                    f"network.growth: gradmax compares maps place by place, which the real stride space.{name} between "
+                    "them resamples; take fresh, zero, scaled or net2net."
+                )
+        return list(dict.fromkeys(faults))
 
     def _stranger(self, name: str, kind: str) -> str:
         known = [gate for gate, role in self.offers.items() if role == kind]

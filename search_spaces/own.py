@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from search_spaces.cost import Costs
+from search_spaces.layered import JITTER, stride_faults
 from search_spaces.network import GROWTHS, Network
-from search_spaces.parameters import Depth, Width
+from search_spaces.parameters import Depth, Stride, Width
 from search_spaces.space import Space
 from search_spaces.wiring import Topology
 
@@ -17,15 +18,20 @@ from search_spaces.wiring import Topology
 class Found:
     """A gate in the user's network: how many grades it has, its membership, and what it gives a size to.
 
-    `start` is where it stands when the space is silent; `topology` what a topology's gate knows.
+    `starts` is where its numbers stand when the space is silent (default: at its maximum); `topology` what a topology's
+    gate knows. A stride has its kind, the side of the map that it meets where all strides are 1, and a spectral one its
+    ramp in frequencies.
     """
 
     name: str
     maximum: int
     membership: str = "interval"
     role: str = "width"
-    start: float = 1.0
+    starts: tuple[float, ...] = ()
     topology: Topology | None = None
+    stride: str = ""
+    side: int = 0
+    ramp: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,17 @@ class Own(Network):
     def _of(self, name: str) -> Found:
         return next(gate for gate in self.found if gate.name == name)
 
+    def beside(self, gate: str) -> float:
+        return JITTER if self._of(gate).stride == "shrink" else 0.0
+
+    def shape_faults(self, shape: Sequence[int], space: Space | None = None) -> list[str]:
+        faults = []
+        for gate in self.found:
+            parameter = None if space is None else space.parameters.get(gate.name)
+            if isinstance(parameter, Stride) and gate.side:
+                faults += stride_faults(gate.name, parameter, gate.side, gate.ramp, "a Stride of another kind")
+        return faults
+
     def within(self, space: Space) -> Own:
         return self  # all its gates are there, whether the space names them or not
 
@@ -97,8 +114,8 @@ class Own(Network):
         return name in self.gates
 
     def default(self, number: str) -> float:
-        owner = next(gate for gate in self.found if number in (gate.name, *self.numbers_of(gate.name)))
-        return owner.maximum if owner.role in ("width", "depth") else owner.start
+        owner = next(gate for gate in self.found if number in self.numbers_of(gate.name))
+        return owner.starts[self.numbers_of(owner.name).index(number)] if owner.starts else owner.maximum
 
     def maxima(self, space: Space | None = None) -> tuple[int, ...]:
         return tuple(self._of(gate).maximum for gate in self.gates)

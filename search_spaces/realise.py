@@ -15,13 +15,14 @@ import functools
 import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from search_spaces import stride as strides
 from search_spaces.convnets import GatedConvNet, GatedResidual
 from search_spaces.cost import Costs, LayerCost
 from search_spaces.faults import Invalid
@@ -37,7 +38,6 @@ from search_spaces.norms import MaskedNorm
 from search_spaces.own import Found
 from search_spaces.parameters import Stride
 from search_spaces.space import Space
-from search_spaces.stride import StrideGate
 from search_spaces.topology import TopologyGate
 from search_spaces.width import Gate, MemberGate, gates_of, held
 
@@ -229,7 +229,8 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
         faults.append(f"network: must return {outputs} numbers a row, but got an output of shape {out}.")
     if faults:
         raise Invalid(faults)
-    found = [_found(gate, roles[name]) for name, gate in gates.items()]
+    met = _strides_met(flow)
+    found = [replace(_found(gate, roles[name]), **met.get(name, {})) for name, gate in gates.items()]
     costs = costs_of(flow) if flow is not None else _widest_costs(module, example)
     whole = flow is None or any(isinstance(child, MaskedNorm) for child in flow.graph.modules())
     return network.resolved(
@@ -243,9 +244,31 @@ def _found(gate: Gate, role: str) -> Found:
         maximum=gate.maximum,
         membership=gate.membership.kind if isinstance(gate, MemberGate) else "interval",
         role=role,
-        start=float(gate.size().detach()) if isinstance(gate, StrideGate) else 1.0,
+        starts=_starts(gate),
         topology=gate.topology if isinstance(gate, TopologyGate) else None,
     )
+
+
+def _starts(gate: Gate) -> tuple[float, ...]:
+    if isinstance(gate, strides.StrideGate):
+        return (float(gate.size().detach()),)
+    return tuple(gate.w.tolist()) if isinstance(gate, TopologyGate) else ()
+
+
+def _strides_met(flow: Flow | None) -> dict[str, dict[str, Any]]:
+    """Of each gate that gives strides: their kind, the least map that they meet, and the longest ramp."""
+    found: dict[str, dict[str, Any]] = {}
+    if flow is None:
+        return found
+    ones = dict.fromkeys(flow.gates, 1.0)
+    for module in flow.graph.modules():
+        if isinstance(module, strides.Stride):
+            side = min(int(extent.live(ones)) for extent in module.extents)
+            ramp = max(step.smoothness for step in module.steps)
+            known = found.get(module.gate.name, {"side": side, "ramp": ramp})
+            own = {"side": min(side, known["side"]), "ramp": max(ramp, known["ramp"])}
+            found[module.gate.name] = {"stride": module.kind, **own}
+    return found
 
 
 def draws(module: nn.Module) -> bool:

@@ -24,23 +24,27 @@ def round_within(
     network: Network, point: Mapping[str, Value], bounds: Mapping[str, float], costs: Costs, space: Space
 ) -> Point:
     """The nearest whole sizes that meet the bounds: all widths, depths and edges shrink by one common factor, as little
-    as needed (of a graphon, each kernel's constant); strides round as they are.
+    as needed (of a graphon, each kernel's constant; where that does not do, its kernels are flat, which leaves one
+    path); strides round as they are.
 
     No size falls below the least whole number its range allows; where even those overshoot, they are returned.
     """
 
     shrinking = {gate for gate in network.gates if network.role(gate) in ("width", "depth")}
+    flat: Point = {}
     for gate in network.gates:
         if (topology := network.topology_of(gate)) is not None:
             each = topology.coefficients if topology.kind == "graphon" else 1
-            shrinking.update(network.numbers_of(gate)[::each])
+            numbers = network.numbers_of(gate)
+            shrinking.update(numbers[::each])
+            flat |= {number: 0.5 for number in numbers if number not in shrinking}
 
     def shrunk(factor: float) -> Point:
         scaled = {
             name: max(float(value) * factor, _least(space, name)) if name in shrinking else value  # type: ignore[arg-type]
             for name, value in point.items()
         }
-        return network.rounded(scaled)
+        return network.rounded(scaled if factor else {**scaled, **flat})
 
     if excess(network, shrunk(1.0), bounds, costs) <= 0:
         return shrunk(1.0)

@@ -72,13 +72,11 @@ def hard_grades(topology: Topology, numbers_KP: Tensor) -> Tensor:
 
 
 def undecided(topology: Topology, grades: Tensor) -> Tensor:
-    """The mean entropy in bits of a unit's being there, over all units but those of `zero`: [..., U] -> [...].
+    """The mean entropy in bits of a unit's being there, over those that a network has use for: [..., U] -> [...].
 
     0 where each grade is 0 or 1, where also the gradient is 0, so that nothing pulls at a decided unit.
     """
-    flowing = [o for o, operation in enumerate(topology.operations) if operation != "zero"]
-    m_EO = _rows(grades, len(topology.operations))
-    m = torch.cat([m_EO[..., o] for o in flowing], -1)
+    m = grades[..., list(topology.useful)]
     decided = (m <= 0) | (m >= 1)
     safe = torch.where(decided, 0.5, m)
     entropy = -(safe * torch.log(safe) + (1 - safe) * torch.log1p(-safe)) / math.log(2)
@@ -92,14 +90,13 @@ def edges_kept(topology: Topology, grades: Tensor) -> Tensor:
 
 
 def skip_share(topology: Topology, grades: Tensor) -> Tensor:
-    """The share of `skip` units in the sum of all grades, [..., U] -> [...]; 0 where all grades are 0.
+    """The share of `skip` units in the grades of those that a network has use for, [..., U] -> [...]; 0 where all
+    are 0.
 
     Near 1 is how differentiable search fails: it prefers what needs no training (Zela et al. 2020, section 3).
     """
-    total = grades.sum(-1)
-    if "skip" not in topology.operations:
-        return torch.zeros_like(total)
-    skips = _rows(grades, len(topology.operations))[..., topology.operations.index("skip")].sum(-1)
+    total = edges_kept(topology, grades)
+    skips = grades[..., [unit for unit in topology.useful if topology.units[unit][1] == "skip"]].sum(-1)
     return skips / torch.where(total == 0, 1.0, total)
 
 

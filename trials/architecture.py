@@ -33,13 +33,12 @@ class Architecture:
         self._noise: tuple[int, list[Tensor | None]] = (-1, [])
 
     def _moves(self) -> Moves:
-        network, widths = self.plan.network, self.widths
-        assert network is not None
+        widths = self.widths
         costs, names = self.plan.costs, {*self.plan.bounds, *self.plan.penalty}
         pressures = self.plan.method.pressures
 
         def cost(coordinates_KP: Tensor) -> Mapping[str, Tensor]:
-            found = costs.of(network.named(widths.numbers_of(coordinates_KP)), names) if names else {}
+            found = costs.of(widths.live(coordinates_KP), names) if names else {}
             return {**found, **(widths.wiring(coordinates_KP) if pressures else {})}
 
         penalty = {**self.plan.penalty, **pressures}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,12 +165,18 @@ class FusedRun:
         """FLOPs of one step, lane by lane: at the live sizes, and as laid out."""
 
         costs, relaxed = self.plan.costs, self.program.in_place
-        live = self.network.named(list(self.numbers_KM.unbind(1)), whole=not self.plan.fractional)
-        laid = self._laid()
+        live, laid = self._live(), self._laid()
         self._rate_K = self.batch * self._by_lane(costs.training_flops(live))
         self._executed_rate_K = self.batch * self._by_lane(costs.training_flops(laid, relaxed))
         self._grade_rate_K = self.batch * self._by_lane(costs.grade_flops(laid))
         self._forward_K = self._by_lane(costs.flops(laid, relaxed))
+
+    def _live(self) -> dict[str, Tensor]:
+        """What costs know the lanes by: real sizes, [K] a gate, and the grades that a topology's units have, [K, U]."""
+        if self.architecture is None:
+            return self.network.named(list(self.numbers_KM.unbind(1)), whole=True)
+        widths = self.architecture.widths
+        return widths.live(widths.coordinates_KP)
 
     def _laid(self) -> dict[str, Tensor]:
         """The sizes at which the lanes are laid out, [K] a gate (a topology's units [K, U])."""
@@ -244,15 +251,14 @@ class FusedRun:
 
         return {name: now(name, value) for name, value in point.items()}
 
-    def _worth(
-        self, i: int, metrics: Mapping[str, np.ndarray], sizes: Sequence[Sequence[float]], *, whole: bool
-    ) -> float:
-        """The mean worth of a trial's replicates, each at its own sizes."""
+    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], sizes: Sequence[Mapping[str, Any]]) -> float:
+        """The mean worth of a trial's replicates, each at its own sizes, by gate."""
         lanes = range(i * self.plan.seeds, (i + 1) * self.plan.seeds)
-        each = [
-            self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes[k], whole=whole) for k in lanes
-        ]
+        each = [self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes[k]) for k in lanes]
         return float(np.mean(each))
+
+    def _named(self, whole: Point) -> dict[str, Any]:
+        return self.network.named(self.network.sizes(whole), whole=True)
 
     def _means(self, i: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {name: float(self._of(i, values_K).mean()) for name, values_K in metrics.items()}
@@ -279,18 +285,20 @@ class FusedRun:
         rounded, means = self.plan.rounded(point), self._means(i, metrics or {})
         value, found = math.nan, {}
         if metrics and whole:
-            value = self._worth(i, metrics, self.numbers_KM.tolist(), whole=not self.plan.fractional)
-            ends = [self.network.sizes(point) for point in self.whole_points()]
-            at_whole = self._worth(i, whole, ends, whole=True)
+            live = self._live()
+            value = self._worth(i, metrics, [{g: n_K[k] for g, n_K in live.items()} for k in range(len(self.lanes))])
+            at_whole = self._worth(i, whole, [self._named(point) for point in self.whole_points()])
             gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
-            found = {**means, **self.plan.priced(self.network.sizes(rounded), whole=True), **gap}
-        finite = math.isfinite(value)
+            found = {**means, **self.plan.priced(self._named(rounded)), **gap}
+        ending = Ending.COMPLETE if math.isfinite(value) else Ending.NAN if metrics else Ending.CANCELLED
+        if ending is Ending.COMPLETE and self.plan.gradient and self.plan.excess(rounded) > 0:
+            ending = Ending.INFEASIBLE
         return outcome_of(
             trial,
             self.bundle,
-            Ending.COMPLETE if finite else Ending.NAN if metrics else Ending.CANCELLED,
+            ending,
             point=point,
-            value=value if finite else None,
+            value=value if ending is Ending.COMPLETE else None,
             metrics=found,
             rounded=rounded,
             step=step,

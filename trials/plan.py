@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,16 +54,15 @@ class Plan:
         assert self.task is not None
         return self.network.costs(self.task.shape, self.task.outputs)
 
-    def priced(self, sizes: Sequence[float], *, whole: bool = False) -> dict[str, float]:
-        """What a network of these numbers costs, as metrics are called: `flops` is what a trial spends."""
-        assert self.network is not None
-        costs = self.costs.of(self.network.named(sizes, whole=whole))
+    def priced(self, sizes: Mapping[str, Any]) -> dict[str, float]:
+        """What a network of these sizes, by gate, costs, as metrics are called: `flops` is what a trial spends."""
+        costs = self.costs.of(sizes)
         return {COST_METRICS[name]: float(cost) for name, cost in costs.items()}
 
-    def worth(self, metrics: Mapping[str, float], sizes: Sequence[float], *, whole: bool = False) -> float:
-        """The value of a network of these numbers that has these metrics: the objective's metric and its penalty; NaN
-        where the metric was not measured."""
-        costs = self.priced(sizes, whole=whole)
+    def worth(self, metrics: Mapping[str, float], sizes: Mapping[str, Any]) -> float:
+        """The value of a network of these sizes, by gate, that has these metrics: the objective's metric and its
+        penalty; NaN where the metric was not measured."""
+        costs = self.priced(sizes)
         value = {**metrics, **costs}.get(self.metric, math.nan) if metrics else math.nan
         penalty = sum(weight * costs[COST_METRICS[name]] for name, weight in self.penalty.items())
         return value + (penalty if self.mode == "min" else -penalty)

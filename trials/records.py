@@ -24,6 +24,7 @@ class Ending(StrEnum):
     COMPLETE = "complete"
     PRUNED = "pruned"  # not promoted to the next rung
     NAN = "nan"  # the loss left the finite numbers
+    INFEASIBLE = "infeasible"  # a gradient moved it to where no whole network near it meets the bounds
     OOM = "oom"
     ERROR = "error"  # user code raised
     TIMEOUT = "timeout"

@@ -59,7 +59,7 @@ def reproduce(plan: Plan, trial: Trial, device: torch.device | str = "cpu") -> R
     with torch.no_grad():
         logits_KOR = torch.cat([network(x).mT.unsqueeze(0) for x in rows.chunks()], 2)
     metrics = {name: float(v) for name, v in measure(plan.task.kind, logits_KOR, rows.y_R).items()}
-    value = plan.worth(metrics, plan.network.sizes(whole), whole=True)
+    value = plan.worth(metrics, plan.network.named(plan.network.sizes(whole), whole=True))
     return Reproduced(network=network, example=example, outcome=outcome, value=value)
 
 

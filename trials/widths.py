@@ -133,23 +133,25 @@ class Widths:
                 least_P[places["n"]] = LEAST
         self.coordinates_KP = torch.maximum(coordinates_KP, least_P)
 
-    def numbers_of(self, coordinates_KP: Tensor) -> list[Tensor]:
-        """Each number, [K], as a differentiable function of the coordinates: real sizes, and a topology's."""
-        found: list[Tensor] = []
-        for g, gate in enumerate(self.gates):
-            n = self._size(g, coordinates_KP)
-            found += [n] if gate.topology is None else n.unbind(1)
-        return found
+    def live(self, coordinates_KP: Tensor) -> dict[str, Tensor]:
+        """What costs know each gate by, as a differentiable function of the coordinates: its real size, [K]; of a
+        topology the grades that its units have at the temperature of now, [K, U]."""
+        sizes = [
+            self._size(g, coordinates_KP) if gate.topology is None else self._grade(g, coordinates_KP)
+            for g, gate in enumerate(self.gates)
+        ]
+        return {gate.name: size for gate, size in zip(self.gates, sizes, strict=True)}
 
     def _size(self, g: int, coordinates_KP: Tensor) -> Tensor:
         gate = self.gates[g]
-        return gate.kind.size(self._parameters(coordinates_KP)[g], gate.maximum, gate.temperature(self.share))
+        return gate.kind.size(self._parameters(g, coordinates_KP), gate.maximum, gate.temperature(self.share))
 
     @property
     def numbers_KM(self) -> Tensor:
         """The numbers, [K, M]."""
-        numbers = self.numbers_of(self.coordinates_KP)
-        return torch.stack(numbers, 1) if numbers else self.coordinates_KP.new_zeros(len(self.coordinates_KP), 0)
+        numbers = [self._size(g, self.coordinates_KP) for g in range(len(self.gates))]
+        columns = [n.unsqueeze(1) if n.dim() == 1 else n for n in numbers]
+        return torch.cat(columns, 1) if columns else self.coordinates_KP.new_zeros(len(self.coordinates_KP), 0)
 
     @property
     def sizes_KG(self) -> Tensor:
@@ -183,8 +185,8 @@ class Widths:
         """What is told of topologies, [K] each, summed over them: how `undecided` their edges are (mean bits), how many
         `edges` there are, and the `skip_share` of these that are skips; nothing where there is no topology."""
         found: dict[str, Tensor] = {}
-        graded = zip(self.gates, self._grades(coordinates_KP, None), strict=True)
-        for topology, m_KU in ((gate.topology, m_KU) for gate, m_KU in graded if gate.topology is not None):
+        graphs = [(g, gate.topology) for g, gate in enumerate(self.gates) if gate.topology is not None]
+        for topology, m_KU in ((topology, self._grade(g, coordinates_KP)) for g, topology in graphs):
             own = {
                 "undecided": undecided(topology, m_KU),
                 "edges": edges_kept(topology, m_KU),
@@ -222,7 +224,7 @@ class Widths:
 
     def _sureness(self, g: int, grades_KN: Tensor) -> Tensor:
         """What ranks a gate's units: grades are 0 or 1 for many, the numbers behind them differ."""
-        p = self._parameters(self.coordinates_KP)[g]
+        p = self._parameters(g, self.coordinates_KP)
         for name in ("log_alpha", "z"):
             if name in p:
                 return p[name]
@@ -295,22 +297,20 @@ class Widths:
             return gate.maximum
         return min(math.ceil(n) if gate.scale is None else int(n) + 1, gate.maximum)
 
-    def _parameters(self, coordinates_KP: Tensor) -> list[Parameters]:
-        return [
-            {
-                name: coordinates_KP[:, place].squeeze(1) if name == "n" else coordinates_KP[:, place]
-                for name, place in p.items()
-            }
-            for p in self.places
-        ]
+    def _parameters(self, g: int, coordinates_KP: Tensor) -> Parameters:
+        return {
+            name: coordinates_KP[:, place].squeeze(1) if name == "n" else coordinates_KP[:, place]
+            for name, place in self.places[g].items()
+        }
 
     def _grades(self, coordinates_KP: Tensor, noise: Sequence[Tensor | None] | None) -> list[Tensor]:
-        found = []
-        for g, (gate, p) in enumerate(zip(self.gates, self._parameters(coordinates_KP), strict=True)):
-            t = gate.temperature(self.share)
-            m_KN = gate.kind.grades(p, gate.maximum, t, noise[g] if noise else None)
-            found.append(m_KN * self._factor(gate.kind.size(p, gate.maximum, t), gate))
-        return found
+        return [self._grade(g, coordinates_KP, noise[g] if noise else None) for g in range(len(self.gates))]
+
+    def _grade(self, g: int, coordinates_KP: Tensor, noise: Tensor | None = None) -> Tensor:
+        gate, p = self.gates[g], self._parameters(g, coordinates_KP)
+        t = gate.temperature(self.share)
+        m_KN = gate.kind.grades(p, gate.maximum, t, noise)
+        return m_KN * self._factor(gate.kind.size(p, gate.maximum, t), gate)
 
     def _factor(self, n_K: Tensor, gate: GateKind) -> Tensor | float:
         factor = self.factor and gate.role == "width"

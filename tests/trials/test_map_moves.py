@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from search_spaces import Space
-from search_spaces.networks import Cell, ConvNet, Fabric, Network, Residual
+from search_spaces.networks import Cell, ConvNet, Fabric, Graphon, Network, Residual
+from search_spaces.topology import TEMPERATURE, grades
+from trials.fused import FusedRun
 from trials.hypergradients import Method
 from trials.hypergradients.moves import Moves
 from trials.lanes.making import gate_kinds, jittered
 from trials.ledger import most_flops
 from trials.plan import Plan
-from trials.records import Bundle, Outcome, Report, Trial
+from trials.records import Bundle, Ending, Outcome, Report, Trial
 from trials.tasks import load
 from trials.train import Trainer
 from trials.training import Training
@@ -156,3 +158,51 @@ def test_a_budget_in_flops_is_never_overrun(name: str, moved: bool, way: str) ->
     assert outcome.error is None
     assert outcome.spent.executed_flops <= most_flops(plan, point) * (1 + 1e-9)
     assert outcome.spent.flops <= outcome.spent.executed_flops * (1 + 1e-9)
+
+
+def test_edges_cost_what_their_grades_of_now_say() -> None:
+    """Penalty, bounds and counted FLOPs see the temperature that the lanes run at, not that of the start."""
+    plan = plan_of(Cell(cells=1, width=4), {"topology": EDGES}, penalty={"flops": 1e-6}, bounds={"flops": 1e9})
+    points = [plan.space.sample(np.random.default_rng(k)) for k in range(2)]
+    trials = tuple(Trial(search_id="s", number=i, point=point) for i, point in enumerate(points))
+    bundle = Bundle(search_id="s", id="b", generation=0, trials=trials)
+    run = FusedRun(plan, bundle, Trainer(plan).rows, torch.device("cpu"))
+    outcomes = [record for record in run.records() if isinstance(record, Outcome)]
+    assert plan.network is not None
+    assert run.architecture is not None
+    assert run.architecture.moves is not None
+    (topology,) = (plan.network.topology_of(gate) for gate in plan.network.gates if gate == "topology")
+    assert topology is not None
+    widths = run.architecture.widths
+    assert widths.share == 1.0
+    charged = run.architecture.moves.cost(widths.coordinates_KP)["flops"]
+    for k, outcome in enumerate(outcomes):
+        own = [outcome.point[f"topology.{i}"] for i in range(topology.size)]
+        numbers = torch.tensor(own, dtype=torch.float64)
+        live = {"width.0": 4.0, "topology": grades(topology, numbers, TEMPERATURE[1])}
+        cost = float(plan.costs.flops(live))
+        assert cost != pytest.approx(float(plan.costs.flops({**live, "topology": grades(topology, numbers, 1.0)})))
+        assert float(charged[k]) == pytest.approx(cost, rel=1e-9)
+        assert outcome.value == pytest.approx(outcome.metrics["val_loss"] + 1e-6 * cost, rel=1e-6)
+
+
+def test_a_graph_rounds_to_one_path_before_it_overshoots_and_has_no_value_where_that_does() -> None:
+    """Of a kernel whose slopes alone keep edges, lowering the constant is not enough."""
+    space = {"topology": {**EDGES, "operations": ["conv5", "conv3"], "kind": "graphon", "coefficients": 4}}
+    free = plan_of(Graphon(width=8), space)
+    lowest, flat = [0.0, 0.5, 1.0, 0.0], [0.0, 0.5, 0.5, 0.5]  # the slopes of the first keep the direct edge
+    point = {f"topology.{i}": w for i, w in enumerate(2 * lowest)}
+    network = free.network
+    assert network is not None
+
+    def parameters(of: dict[str, Any]) -> float:
+        return float(free.costs.parameters(network.named(network.sizes(of), whole=True)))
+
+    path = parameters({f"topology.{i}": w for i, w in enumerate(2 * flat)})
+    assert parameters(point) > path
+    for bound, ending in ((path, Ending.COMPLETE), (path - 1, Ending.INFEASIBLE)):
+        plan = plan_of(Graphon(width=8), space, bounds={"parameters": bound}, method={"lr": 0.0})
+        (outcome,) = (record for record in trained(plan, [point]) if isinstance(record, Outcome))
+        assert outcome.ending is ending
+        assert (outcome.value is None) is (ending is Ending.INFEASIBLE)
+        assert outcome.metrics["parameters"] == path

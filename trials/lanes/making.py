@@ -18,7 +18,6 @@ from torch import Tensor
 
 from search_spaces import Point
 from search_spaces.flow import Opaque
-from search_spaces.layered import Striding
 from search_spaces.network import Size
 from search_spaces.networks import MLP, Network, Own
 from search_spaces.realise import Realised, realise
@@ -151,16 +150,15 @@ def _membership(plan: Plan, gate: str) -> str:
 def jittered(plan: Plan, kinds: Sequence[GateKind], numbers_KM: Tensor, identities: Sequence[Identity]) -> Tensor:
     """Where lanes begin: a stride that a gradient moves begins beside a whole one, where its derivative would jump."""
     network, start_KM = plan.network, numbers_KM.clone()
-    if not isinstance(network, Striding) or network.stride_kind != "shrink":
-        return start_KM
+    assert network is not None
     first = 0
     for g, kind in enumerate(kinds):
-        if kind.role == "stride" and kind.scale is not None:
+        if kind.scale is not None and kind.role == "stride" and (jitter := network.beside(kind.name)):
             keys = [fold(seed, "jitter", number, replicate, g) for seed, number, replicate in identities]
             u_K = torch.cat([uniform(key, 1, 1).reshape(1) for key in keys]).double()
             s_K = start_KM[:, first]
             near_K = (s_K - s_K.round()).abs() < NEAR
-            shift_K = network.jitter * (2 * u_K - 1)
+            shift_K = jitter * (2 * u_K - 1)
             # at an end of the range, the other way: what is cut off there would begin at the whole stride
             inside_K = (s_K + shift_K >= kind.scale[0]) & (s_K + shift_K <= kind.scale[1])
             aside_K = (s_K + torch.where(inside_K, shift_K, -shift_K)).clamp(kind.scale[0], kind.scale[1])
