@@ -17,12 +17,14 @@ from typing import Any
 import pyarrow as pa
 
 from service.graphs import graphs_of
+from service.summary import summary
 from service.verdict import in_words
 from trials.query import query
 from trials.store import NotFound, Store
 
 _ARMS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE comparison = '{comparison}'),
   t AS (SELECT * FROM trials JOIN s USING (search_id)),
+  arms AS (SELECT DISTINCT arm FROM s WHERE role = 'search'),
   cost AS (SELECT arm, count(*) AS trials, sum(flops) / 1e9 AS live_gflop, sum(executed_flops) / 1e9 AS executed_gflop,
     sum(device_seconds) AS device_s FROM t WHERE role = 'search' GROUP BY arm),
   best AS (SELECT arm, avg(value) AS selection FROM (SELECT arm, repeat, {best}(value) AS value FROM t
@@ -31,14 +33,17 @@ _ARMS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE co
     FROM t WHERE role = 'retrain' GROUP BY arm, repeat),
   retrained AS (SELECT arm, avg(score) AS test, stddev_samp(score) AS search_sd, avg(seed_sd) AS seed_sd,
     avg(parameters) AS parameters FROM seed GROUP BY arm)
-SELECT arm, trials, live_gflop, executed_gflop, device_s, selection, test, search_sd, seed_sd, parameters
-FROM cost JOIN best USING (arm) LEFT JOIN retrained USING (arm) ORDER BY test NULLS LAST, arm"""
+SELECT arm, coalesce(trials, 0) AS trials, coalesce(live_gflop, 0) AS live_gflop,
+  coalesce(executed_gflop, 0) AS executed_gflop, coalesce(device_s, 0) AS device_s, selection, test, search_sd, seed_sd,
+  parameters
+FROM arms LEFT JOIN cost USING (arm) LEFT JOIN best USING (arm) LEFT JOIN retrained USING (arm)
+ORDER BY test NULLS LAST, arm"""
 
 _BESTS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE comparison = '{comparison}'),
-  t AS (SELECT * FROM trials JOIN s USING (search_id)),
+  t AS (SELECT * FROM s LEFT JOIN trials USING (search_id)),
   best AS (SELECT arm, repeat, arg_{best}(number, value) AS number, {best}(value) AS selection,
     arg_{best}(asked, value) AS asked, arg_{best}(point, value) AS point, arg_{best}(rounded, value) AS rounded,
-    arg_{best}(search_id, value) AS search_id FROM t WHERE role = 'search' GROUP BY arm, repeat),
+    any_value(search_id) AS search_id FROM t WHERE role = 'search' GROUP BY arm, repeat),
   seed AS (SELECT arm, repeat, avg({metric}) AS test, stddev_samp({metric}) AS seed_sd, avg(parameters) AS parameters,
     count(*) AS retrainings FROM t WHERE role = 'retrain' GROUP BY arm, repeat)
 SELECT * FROM best LEFT JOIN seed USING (arm, repeat) ORDER BY arm, repeat"""
@@ -51,7 +56,8 @@ WHERE ending = 'complete' ORDER BY arm, repeat, number"""
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A comparison's result. `arms` has a row an arm, `bests` a row a search, `moved` the trials with moved sizes."""
+    """A comparison's result. `arms` has a row an arm, `bests` a row a search that has a best trial, `moved` the trials
+    with moved sizes, `absent` why an arm that competes has no score in some repeats."""
 
     comparison: str
     sql: str
@@ -59,6 +65,7 @@ class Report:
     bests: list[dict[str, Any]]
     moved: dict[str, list[dict[str, Any]]]
     gates: list[str]
+    absent: dict[str, str]
     verdict: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +75,7 @@ class Report:
             "arms": self.arms,
             "bests": self.bests,
             "moved": self.moved,
+            "absent": self.absent,
             "verdict": self.verdict,
             "sql": self.sql,
         }
@@ -78,16 +86,19 @@ def report_of(store: Store, comparison: str) -> Report:
     metric, mode = _judged_by(store, comparison)
     names = {"comparison": comparison.replace("'", "''"), "metric": metric, "best": mode}
     sql = _ARMS.format(**names)
-    arms, bests = _rows(query(store, sql)), _rows(query(store, _BESTS.format(**names)))
+    arms, searches = _rows(query(store, sql)), _rows(query(store, _BESTS.format(**names)))
+    bests = [row for row in searches if row["number"] is not None]
     for row in bests:
         row.update({key: json.loads(row[key]) for key in ("asked", "point", "rounded")})
         row["graphs"] = graphs_of(store.search(row["search_id"]).spec()["spec"]["space"], row["rounded"])
     sized = ("width.", "stride.", "depth.")
     gates = sorted({name for row in bests for name in row["rounded"] if name.startswith(sized)}, key=_by_kind)
-    scores: dict[str, list[float]] = {}
-    for row in bests:
+    absent = _absent(store, searches)
+    sign = 1.0 if mode == "min" else -1.0
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in absent}
+    for row in searches:
         if row["test"] is not None:
-            scores.setdefault(row["arm"], []).append(row["test"] if mode == "min" else -row["test"])
+            scores.setdefault(row["arm"], {})[row["repeat"]] = sign * row["test"]
     return Report(
         comparison=comparison,
         sql=" ".join(sql.split()),
@@ -95,13 +106,16 @@ def report_of(store: Store, comparison: str) -> Report:
         bests=bests,
         moved=_moved(_rows(query(store, _MOVED.format(**names))), gates),
         gates=gates,
+        absent=absent,
         verdict=in_words(scores, what=metric.replace("_", " "), noise=_noise(bests)),
     )
 
 
 def _judged_by(store: Store, comparison: str) -> tuple[str, str]:
     """The metric of the retrained networks, and the direction in which it is better."""
-    found = _rows(query(store, "SELECT comparison, search_id, role FROM searches WHERE comparison IS NOT NULL"))
+    found = _rows(
+        query(store, "SELECT comparison, arm, repeat, search_id, role FROM searches WHERE comparison IS NOT NULL")
+    )
     known = sorted({row["comparison"] for row in found})
     if comparison not in known:
         near = difflib.get_close_matches(comparison, known, n=1, cutoff=0.5)
@@ -109,9 +123,28 @@ def _judged_by(store: Store, comparison: str) -> tuple[str, str]:
         raise NotFound(f"comparison: no comparison {comparison!r} in {store.root}.{hint}")
     retrained = [r["search_id"] for r in found if r["comparison"] == comparison and r["role"] == "retrain"]
     if not retrained:
-        raise NotFound(f"comparison: {comparison!r} has no retrained network yet; let at least one search end.")
+        searches = [{**row, "test": None} for row in found if row["comparison"] == comparison]
+        reasons = "".join(f" {arm}: {why}." for arm, why in _absent(store, searches).items())
+        raise NotFound(
+            f"comparison: {comparison!r} has no retrained network yet; let at least one search end.{reasons}"
+        )
     objective = store.search(retrained[0]).spec()["spec"]["objective"]
     return objective["metric"].replace("val_", "test_", 1), objective["mode"]
+
+
+def _absent(store: Store, searches: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Of arms that compete, those with searches whose best was not retrained: in how many repeats, and why."""
+    found: dict[str, str] = {}
+    for arm in sorted({row["arm"] for row in searches}):
+        own = [row for row in searches if row["arm"] == arm]
+        lacking = [row for row in own if row["test"] is None]
+        if not lacking or store.search(lacking[0]["search_id"]).spec().get("replay"):
+            continue  # a control's best is not retrained
+        end = summary(store.search(lacking[0]["search_id"]))
+        found[arm] = (
+            f"no score in {len(lacking)} of {len(own)} repeats: {end['why'] or 'its search is ' + end['state']}"
+        )
+    return found
 
 
 def _noise(bests: Sequence[dict[str, Any]]) -> float:
@@ -195,7 +228,9 @@ def text(report: Report) -> str:
     if graphs := [f"{r['arm']}, repeat {r['repeat']}: {w}" for r in report.bests for w in r["graphs"].values()]:
         parts += ["Their graphs, rounded:\n" + "\n".join(graphs)]
     names = f"comparison {report.comparison}: test scores are means over retrainings of each search's best"
-    parts += [names, arms, f"Verdict: {report.verdict}"]
+    parts += [names, arms]
+    parts += ["\n".join(f"{arm}: {why}." for arm, why in report.absent.items())] if report.absent else []
+    parts += [f"Verdict: {report.verdict}"]
     return "\n\n".join(parts)
 
 

@@ -63,20 +63,29 @@ def paired(scores: Mapping[str, Sequence[float]], noise: float = 0.0) -> list[Pa
     ]
 
 
-def in_words(scores: Mapping[str, Sequence[float]], what: str = "test error", noise: float = 0.0) -> str:
-    """The verdict; smaller scores are better."""
-    whole = {arm: list(values) for arm, values in scores.items() if len(values) > 0}
-    repeats = min((len(values) for values in whole.values()), default=0)
+def in_words(scores: Mapping[str, Mapping[int, float]], what: str = "test error", noise: float = 0.0) -> str:
+    """The verdict; smaller scores are better. `scores[arm]` has a score by the number of each repeat that came to one;
+    arms without any are named, the others are compared on the repeats that all of them have."""
+    whole = {arm: own for arm, own in scores.items() if own}
+    absent = [arm for arm in scores if arm not in whole]
+    ending = f" Not judged, for want of any score: {', '.join(absent)}." if absent else ""
+    common = sorted(set.intersection(*map(set, whole.values()))) if whole else []
+    repeats = len(common)
     if len(whole) < 2 or repeats < LEAST_REPEATS:
         needs = f"at least two arms and {LEAST_REPEATS} repeats (search seeds)"
-        return f"No verdict: a comparison of methods needs {needs}, but got {len(whole)} arms and {repeats} repeats."
-    pairs = paired({arm: values[:repeats] for arm, values in whole.items()}, noise)
+        got = f"{len(whole)} of {len(scores)} arms with scores and {repeats} repeats that they share"
+        return f"No verdict: a comparison of methods needs {needs}, but got {got}.{ending}"
+    return _judged({arm: [own[repeat] for repeat in common] for arm, own in whole.items()}, what, noise) + ending
+
+
+def _judged(scores: Mapping[str, Sequence[float]], what: str, noise: float) -> str:
+    pairs, repeats = paired(scores, noise), len(next(iter(scores.values())))
     shown = [pair for pair in pairs if pair.shown]
     basis = f"{repeats} search seeds each, paired t-tests with Holm's correction"
     if not shown:
         widest = max(max(abs(pair.low), abs(pair.high)) for pair in pairs)
         return (
-            f"No difference shown in {what} between {', '.join(whole)} ({basis}; smallest p = "
+            f"No difference shown in {what} between {', '.join(scores)} ({basis}; smallest p = "
             f"{min(pair.p for pair in pairs):.2f}). Differences up to {widest:.4f} cannot be ruled out."
         )
     lines = []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -121,6 +122,33 @@ def test_the_report_in_words_and_pictures(done):
         assert made.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_an_arm_whose_budget_buys_no_trial_stands_in_the_table_and_in_the_verdict(tmp_path):
+    arms = {"random": {}, "again": {"search": {"batch": 2}}, "dear": {"training": {"epochs": 5000}}}
+    base = {**BASE, "budget": {"flops": 5.0e6}}
+    comparison = read_comparison({"name": "dear", "base": base, "arms": arms, "repeats": 3, "retrain": 2}, tmp_path)
+    store = Store(tmp_path / "store")
+    report = report_of(store, compare(comparison, store, executor="here"))
+    assert [(row["arm"], row["trials"] > 0) for row in report.arms[-1:]] == [("dear", False)]
+    assert sorted(row["arm"] for row in report.arms) == sorted(arms)
+    assert {row["arm"] for row in report.bests} == {"random", "again"}
+    assert list(report.absent) == ["dear"]
+    why = r"no score in 3 of 3 repeats: no trial was asked, .* needs budget\.flops of (\S+), not 5e\+06"
+    assert float(re.fullmatch(why, report.absent["dear"])[1]) > 5.0e6
+    assert "between again, random" in report.verdict
+    assert report.verdict.endswith("Not judged, for want of any score: dear.")
+    assert f"dear: {report.absent['dear']}." in text(report)
+    assert history(store, report, tmp_path / "history.png").stat().st_size > 0
+
+
+def test_a_comparison_without_any_score_says_why(tmp_path):
+    arms = {"a": {}, "b": {"search": {"batch": 2}}}
+    base = {**BASE, "budget": {"flops": 1.0e3}}
+    comparison = read_comparison({"name": "poor", "base": base, "arms": arms, "repeats": 1, "retrain": 2}, tmp_path)
+    store = Store(tmp_path / "store")
+    with pytest.raises(NotFound, match=r"no retrained network.* a: no score in 1 of 1 repeats: no trial was asked"):
+        report_of(store, compare(comparison, store, executor="here"))
+
+
 def test_every_fault_of_every_arm_at_once(tmp_path):
     arms = {"a": {"search": {"sampler": "tpee"}}, "b": {"sizes": "wide"}, "c": {"replay": "z"}, "d": 3}
     with pytest.raises(Invalid) as caught:
@@ -175,17 +203,33 @@ def test_noise_of_retraining_is_a_floor_of_the_spread():
     assert (reach.high - reach.low) / 2 == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(2) * 0.002 / math.sqrt(3))
 
 
+def numbered(scores):
+    return {arm: dict(enumerate(values)) for arm, values in scores.items()}
+
+
 def test_words_for_a_difference_none_and_too_little():
     rng = np.random.default_rng(1)
     base = rng.normal(0.05, 0.01, 6)
     apart = {"a": list(base), "b": list(base + 0.02 + rng.normal(0, 1e-3, 6)), "c": list(rng.normal(0.05, 0.01, 6))}
-    words = in_words(apart)
+    words = in_words(numbered(apart))
     assert "a beats b in test error by 0.0" in words
     assert "b beats a" not in words
     same = {"a": [0.05, 0.04, 0.06, 0.05], "b": [0.04, 0.05, 0.05, 0.06]}
-    assert in_words(same).startswith("No difference shown in test error between a, b")
-    assert in_words({"a": [0.1, 0.2], "b": [0.1, 0.2]}).startswith("No verdict")
-    assert in_words({"a": [0.1, 0.2, 0.3]}).startswith("No verdict")
+    assert in_words(numbered(same)).startswith("No difference shown in test error between a, b")
+    assert in_words(numbered({"a": [0.1, 0.2], "b": [0.1, 0.2]})).startswith("No verdict")
+    assert in_words(numbered({"a": [0.1, 0.2, 0.3]})).startswith("No verdict")
+
+
+def test_arms_are_paired_by_repeat_and_one_without_a_score_is_named():
+    rng = np.random.default_rng(3)
+    base = rng.normal(0.05, 0.02, 6)
+    a, b = dict(enumerate(base)), dict(enumerate(base + 0.002 + rng.normal(0, 1e-4, 6)))
+    del a[0]  # by position, what is left of a would be paired with other seeds of b
+    words = in_words({"a": a, "b": b, "dear": {}})
+    assert "a beats b in test error by 0.002" in words
+    assert "(5 search seeds each" in words
+    assert words.endswith("Not judged, for want of any score: dear.")
+    assert "1 of 2 arms with scores and 6 repeats" in in_words({"a": dict(enumerate(base)), "dear": {}})
 
 
 def test_false_alarms_are_as_rare_as_promised():
