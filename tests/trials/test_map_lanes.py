@@ -117,6 +117,29 @@ def test_ways_agree_while_strides_depths_and_edges_move(way: str, name: str, rul
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["resize", "depths of rows", "cell"])
+@pytest.mark.parametrize("way", ["grouped", "unfolded"])
+def test_a_lane_alone_is_bitwise_what_it_is_in_company(way: str, name: str) -> None:
+    """In float32, where torch's kernels for one matrix differ from those for many in the last bit."""
+    case, found = Case(name), []
+    for count in (1, 2, LANES):
+        widths = Widths(case.kinds(), case.numbers(0)[:count])
+        lanes = VmappedLanes(case.start, way=way)
+        laid = case.named(Widths(case.kinds(), case.numbers(0)).reach())  # of one shape class
+        room = {g: max(own[g] for own in laid) if g in case.network.widths else laid[0][g] for g in case.network.gates}
+        lanes.begin([(0, k, 0) for k in range(count)], [room] * count, case.named(widths.sizes_KG.tolist()))
+        lanes.attach(RULES["adamw"], {rule: value[:count] for rule, value in hyper(LANES).items()})
+        lanes.regate(widths.members(), lanes.sizes, widths.sizes_KG)
+        own = []
+        for step in range(4):
+            x, y_BO = (tensor.float() for tensor in batch_of(case.shape, step))
+            own += [gradient[:1] for gradient in lanes.grade_gradients(x, y_BO)]
+            lanes.step(x, y_BO)
+        found.append([*own, lanes.predict(batch_of(case.shape, 9)[0].float())[:1]])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def whole_points(case: Case) -> list[dict[str, Any]]:
     """Rounded points of every lane; lanes of a bundle have the same strides."""
     points = [

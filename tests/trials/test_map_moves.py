@@ -25,7 +25,14 @@ from trials.widths import Widths
 
 STRIDE = {"type": "stride", "low": 1, "high": 3}
 DEPTH = {"type": "depth", "low": 0, "high": 2}
-EDGES = {"type": "topology", "operations": ["conv1", "skip"], "nodes": 2, "layers": 2, "scales": 2}
+EDGES: dict[str, Any] = {"type": "topology", "operations": ["conv1", "skip"], "nodes": 2}
+LATTICE: dict[str, Any] = {
+    "type": "topology",
+    "kind": "fabric",
+    "operations": ["conv1", "skip"],
+    "layers": 2,
+    "scales": 2,
+}
 
 
 def plan_of(
@@ -113,7 +120,7 @@ def test_pressure_makes_edges_decide(pressure: dict[str, float], ends: list[floa
 
 
 def test_reports_tell_how_decided_edges_are_and_how_many_are_skips() -> None:
-    plan = plan_of(Fabric(width=4), {"topology": {**EDGES, "kind": "fabric"}})
+    plan = plan_of(Fabric(width=4), {"topology": LATTICE})
     records = trained(plan, [plan.space.sample(np.random.default_rng(0))])
     last = [record for record in records if isinstance(record, Report) and record.metrics][-1]
     assert 0 < last.metrics["undecided"] < 1

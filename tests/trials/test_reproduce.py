@@ -42,7 +42,7 @@ NETWORKS: dict[str, Network] = {
     "graphon": Graphon(),
     "fabric": Fabric(),
 }
-GRAPH = {"type": "topology", "operations": ["conv3", "avg_pool", "skip"], "nodes": 2, "layers": 2, "scales": 2}
+GRAPH = {"type": "topology", "operations": ["conv3", "avg_pool", "skip"]}
 #: what the space has beside widths
 FURTHER: dict[str, dict[str, Any]] = {
     "strides": {f"stride.{i}": {"type": "stride", "low": 1, "high": 3} for i in range(2)},
@@ -51,9 +51,9 @@ FURTHER: dict[str, dict[str, Any]] = {
         "depth.0": {"type": "depth", "low": 0, "high": 2},
         "depth.1": {"type": "depth", "low": 0, "high": 2},
     },
-    "cell": {"topology": {**GRAPH, "kind": "free"}},
-    "graphon": {"topology": {**GRAPH, "kind": "graphon", "coefficients": 3}},
-    "fabric": {"topology": {**GRAPH, "kind": "fabric"}},
+    "cell": {"topology": {**GRAPH, "kind": "free", "nodes": 2}},
+    "graphon": {"topology": {**GRAPH, "kind": "graphon", "nodes": 2, "coefficients": 3}},
+    "fabric": {"topology": {**GRAPH, "kind": "fabric", "layers": 2, "scales": 2}},
 }
 
 
