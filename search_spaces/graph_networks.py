@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from search_spaces.faults import unknown
 from search_spaces.layered import NORMS
 from search_spaces.network import Network
 from search_spaces.space import Space
@@ -57,6 +58,8 @@ class Wired(Network):
     def space_faults(self, space: Space) -> list[str]:
         found, kinds = space.parameters.get(TOPOLOGY), " or ".join(self.KINDS)
         if found is None:
+            if named := [name for name, parameter in space.parameters.items() if isinstance(parameter, Topology)]:
+                return [unknown(f"space.{name}", name, [TOPOLOGY], f"topology of {self.words}") for name in named]
             usual = f"{{type: topology, kind: {self.KINDS[0]}}}"
             return [f"space.{TOPOLOGY}: is missing, but {self.words} is a graph; add {usual}."]
         if isinstance(found, Topology) and found.kind not in self.KINDS:

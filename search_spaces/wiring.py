@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from search_spaces.faults import unknown
 from search_spaces.parameters import Float, Parameter, is_whole
 
 KINDS = ("free", "graphon", "fabric")
+OWN_KEYS = {"free": ("nodes",), "graphon": ("nodes", "coefficients"), "fabric": ("layers", "scales")}
 OPERATIONS = ("linear", "conv1", "conv3", "conv5", "separable", "max_pool", "avg_pool", "skip", "zero")
 OF_ROWS = ("linear", "skip", "zero")  # what rows of numbers, which have no places, allow
 REACH = 4.0  # a kernel's coefficient lies in [-REACH, REACH]
@@ -92,8 +93,11 @@ class Topology(Parameter):
         return faults
 
     def _operation_faults(self, where: str) -> list[str]:
-        operations = self.operations
-        if not isinstance(operations, tuple) or not operations:
+        operations, given = self.operations, cast(object, self.operations)
+        if not isinstance(given, tuple):
+            usual = given if isinstance(given, str) and given in OPERATIONS else "conv3"
+            return [f"{where}: must be a list of operations, such as [{usual}], but got {given!r}."]
+        if not operations:
             return [f"{where}: must name at least one operation, but got {operations!r}."]
         faults = [unknown(where, o, OPERATIONS, "operation") for o in operations if o not in OPERATIONS]
         faults += [

@@ -7,16 +7,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.cost import COST_METRICS
 from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
+from service.graph_rules import network_faults, pressure_faults
 from trials.hypergradients import METHODS
 from trials.training import LANE, STRUCTURAL, Training, space_faults
 
 if TYPE_CHECKING:
+    from search_spaces import Space
     from trials.tasks import Task
 
 #: what `Task.metrics` offers, known without loading a task
@@ -24,6 +26,7 @@ METRICS = {
     "classification": {"val_error": "min", "val_loss": "min", "val_accuracy": "max"},
     "regression": {"val_mse": "min", "val_loss": "min", "val_r2": "max"},
 }
+_ENDS = {"low": "lower", "high": "raise"}  # of a size's range, and which way it is cheaper
 _PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -64,8 +67,9 @@ def task_kind_faults(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def between_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
-    """Rules between the space and the other sections; `whole`: no parameter was left out for a fault of its own."""
+def between_faults(values: Mapping[str, Any], *, whole: bool, faulty: Collection[str] = ()) -> list[str]:
+    """Rules between the space and the other sections; `whole`: no parameter was left out for a fault of its own, as
+    those named `faulty` were."""
     space, network, task = values["space"], values.get("network"), values.get("task")
     faults = []
     if not is_python(task):
@@ -77,7 +81,7 @@ def between_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
         faults += [
             f"network: the gate {gate!r} has the name of a training parameter; call it otherwise." for gate in taken
         ]
-        faults += network.space_faults(space) if not taken else []
+        faults += network_faults(network, space, faulty) if not taken else []
         known = [*network.offers, *(["activation"] if network.owns("activation") else []), *LANE, *STRUCTURAL]
         faults += [
             unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
@@ -98,6 +102,7 @@ def between_faults(values: Mapping[str, Any], *, whole: bool) -> list[str]:
                 f"space.{name}.moved_by: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
                 f"set it to {methods}, or drop `moved_by`."
             )
+    faults += pressure_faults(values["search"].hypergradient, space) if whole else []
     if kind != "none" and whole and not any(name in gates for name in moved):
         way = f"give one of {', '.join(gates)} `moved_by: gradient`" if gates else "set it to none"
         faults.append(f"search.hypergradient: {kind!r} needs a gate of the network that it moves, but got none; {way}.")
@@ -131,9 +136,24 @@ def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
         if costs[name] > bound.max:
             faults.append(
                 f"constraints.{name}.max: even the smallest network of the space has {name}={costs[name]:g}, but got "
-                f"max={bound.max:g}; raise it, or lower the `low` of a width or depth."
+                f"max={bound.max:g}; raise it{_cheaper(network, space, name)}."
             )
     return faults
+
+
+def _cheaper(network: Network, space: Space, cost: str) -> str:
+    """What of the space, or else of the network, could make the smallest network cheaper, in words."""
+    ends = {"width": ("low", 1.0), "depth": ("low", 0.0)} | ({} if cost == "parameters" else {"stride": ("high", None)})
+    found: dict[str, list[str]] = {}
+    for name, parameter in space.parameters.items():
+        end, least = ends.get(network.offers.get(name, ""), ("", None))
+        if end and (least is None or getattr(parameter, end) > least):
+            found.setdefault(end, []).append(name)
+    ways = [f"{verb} the `{end}` of {' or '.join(found[end])}" for end, verb in _ENDS.items() if end in found]
+    silent = [gate for gate in network.widths if gate not in space.parameters]
+    if silent and network.width > 1 and not isinstance(network, Own):
+        ways.append("lower network.width")
+    return "".join(f", or {way}" for way in ways)
 
 
 def _least_sizes(values: Mapping[str, Any], network: Network) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from search_spaces.networks import NETWORKS, Network, Own, network_from_dict
 from search_spaces.parameters import is_real
 from search_spaces.space import json_schema
 from service.documents import document, located, override
+from service.graph_rules import foreign_faults
 from service.rules import METRICS, between_faults, data_faults, is_python, task_kind_faults
 from service.sections import Section, declared, declared_schema, part, rule, tame
 from service.usercode import function
@@ -221,12 +222,13 @@ def _read_network(data: object) -> Network | None:
 def _read_space(data: object) -> Space:
     if not isinstance(data, Mapping):
         return Space.from_dict(data)
-    sizes = {}
+    sizes, faults = {}, []
     for name, declaration in data.items():
+        faults += foreign_faults(f"space.{name}", declaration) if isinstance(declaration, Mapping) else []
         parameter, _ = parameter_from_dict(f"space.{name}", declaration)
         if isinstance(parameter, Topology) and parameter.size > MOST_NUMBERS:
             sizes[name] = parameter.size
-    faults = [
+    faults += [
         f"space.{n}: must have at most {MOST_NUMBERS} numbers, but got {size}; shrink it." for n, size in sizes.items()
     ]
     small = {name: declaration for name, declaration in data.items() if name not in sizes}
@@ -312,7 +314,8 @@ class SearchSpec(Section):
         clean = tame(data)
         values, faults = super().parse(clean, where)
         if "space" not in values and (alone := _sound_parameters(clean.get("space"))):
-            faults += between_faults({**values, "space": alone}, whole=False)
+            faulty = {str(name) for name in clean["space"]} - set(alone.parameters)
+            faults += between_faults({**values, "space": alone}, whole=False, faulty=faulty)
         return values, faults
 
     @classmethod

@@ -1,0 +1,92 @@
+"""Rules between a network whose wiring is a topology, the space that has it, and the gradient that moves it.
+
+>>> size_faults(Cell(cells=2), Space({"topology": Topology(nodes=40, operations=("conv3", "skip"))}))
+['space.topology.nodes: ... at most 800 operations, but 40 nodes ... make 3280; lower `nodes` to at most 19.']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from search_spaces import Space, Topology
+from search_spaces.graph_networks import Fabric, Wired
+from search_spaces.network import Network
+from search_spaces.wiring import OWN_KEYS
+
+MOST_OPERATIONS = 800  # a network of eight DARTS cells has 784; each is built, traced and costed, some 6 ms apiece
+
+
+def network_faults(network: Network, space: Space, faulty: Collection[str] = ()) -> list[str]:
+    """The network's own rules for its space; a topology among the `faulty` names is not there, but is not missing."""
+    if isinstance(network, Wired) and any(
+        network.role(name) == "topology" for name in faulty if name in network.offers
+    ):
+        # how many widths a fabric has is for its topology to say
+        return [] if isinstance(network, Fabric) else Network.space_faults(network, space)
+    return network.space_faults(space) + (size_faults(network, space) if isinstance(network, Wired) else [])
+
+
+def size_faults(network: Wired, space: Space) -> list[str]:
+    """What makes a network of more operations than can be built and costed in a few seconds."""
+    bound = network.within(space)
+    assert isinstance(bound, Wired)
+    topology, cells = bound.wired, int(getattr(network, "cells", 1))
+    if topology is None or _operations(topology) * cells <= MOST_OPERATIONS:
+        return []
+    made, kinds = _operations(topology) * cells, ", ".join(topology.operations)
+    if topology.kind == "fabric":
+        key, got = "layers", f"{topology.layers} layers of {topology.scales} scales with {kinds}"
+        way = "lower `layers` or `scales`"
+    else:
+        key, got = "nodes", f"{topology.nodes} nodes with {kinds}" + (f" in {cells} cells" if cells > 1 else "")
+        fits = [n for n in range(1, 2 * MOST_OPERATIONS) if _edges(n) * _flowing(topology) * cells <= MOST_OPERATIONS]
+        way = f"lower `nodes` to at most {fits[-1]}" if fits else "lower network.cells"
+    return [
+        f"space.topology.{key}: a network has at most {MOST_OPERATIONS} operations on its edges, each of which is "
+        f"built and costed by itself, but {got} make {made}; {way}."
+    ]
+
+
+def foreign_faults(where: str, data: Mapping[str, Any]) -> list[str]:
+    """Keys of a topology's declaration that mean nothing to its kind."""
+    kind = data.get("kind", Topology.kind)
+    own = OWN_KEYS.get(str(kind))
+    if data.get("type") != Topology.type or own is None:
+        return []
+    keys = {key: [other for other, known in OWN_KEYS.items() if key in known] for key in data}
+    return [
+        f"{where}.{key}: belongs to kind {' or '.join(others)}, but this topology is {kind}, which is given by "
+        f"{' and '.join(own)}; drop it, or take another kind."
+        for key, others in keys.items()
+        if others and key not in own
+    ]
+
+
+def _edges(nodes: int) -> int:
+    return nodes * (nodes + 1) // 2
+
+
+def _flowing(topology: Topology) -> int:
+    """Operations that an edge is built with."""
+    return sum(operation != "zero" for operation in topology.operations)
+
+
+def _operations(topology: Topology) -> int:
+    """How many operations one cell has; counted, for a list of them may not fit into memory."""
+    if topology.kind == "fabric":
+        return topology.size // len(topology.operations) * _flowing(topology)
+    return _edges(topology.nodes) * _flowing(topology)
+
+
+def pressure_faults(method: Any, space: Space) -> list[str]:
+    """`entropy` and `sparsity` where there is nothing that they could press on."""
+    moved = any(isinstance(p, Topology) and p.moved_by == "gradient" for p in space.parameters.values())
+    graphs = [name for name, p in space.parameters.items() if isinstance(p, Topology)]
+    way = f"give {graphs[0]} `moved_by: gradient`, or drop it" if graphs else "drop it"
+    return [
+        f"search.hypergradient.{key}: presses on a topology while a gradient moves it, but got "
+        f"{getattr(method, key):g} and no topology that one moves; {way}."
+        for key in ("entropy", "sparsity")
+        if getattr(method, key) and not moved
+    ]
