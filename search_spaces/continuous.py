@@ -24,8 +24,9 @@ from search_spaces.extent import KINDS, least_stride
 from search_spaces.faults import Invalid, unknown
 from search_spaces.flow import Flow, Group
 from search_spaces.layered import STRIDE
+from search_spaces.membership import MEMBERSHIPS
 from search_spaces.norms import MaskedLayerNorm, MaskedNorm, MaskedRMSNorm
-from search_spaces.parameters import Depth, Parameter, Stride, Width, is_real
+from search_spaces.parameters import Depth, Parameter, Stride, Width, is_real, is_whole
 from search_spaces.space import Space
 from search_spaces.stride import StrideGate
 from search_spaces.width import DepthGate, Gate, GateRow, WidthGate
@@ -60,7 +61,7 @@ def make_continuous(
         Untraceable: when torch.fx cannot trace it.
         Invalid: with every operation through which channels cannot be followed, and every other fault.
     """
-    faults = _argument_faults(module, {"width": width, "stride": stride, "depth": depth}, kind, leave)
+    faults = _argument_faults(module, {"width": width, "stride": stride, "depth": depth}, kind, membership, leave)
     if faults:
         raise Invalid(faults)
     flow = Flow(module, _example(module, example))
@@ -167,7 +168,9 @@ def _no_width(flow: Flow) -> str:
 Ends = tuple[float, float] | None
 
 
-def _argument_faults(module: nn.Module, ends: Mapping[str, Ends], kind: str, leave: Sequence[str]) -> list[str]:
+def _argument_faults(
+    module: nn.Module, ends: Mapping[str, Ends], kind: str, membership: str, leave: Sequence[str]
+) -> list[str]:
     faults = []
     rules = {
         "width": ("0 < least < greatest <= 1", 1e-12, 1.0, (0.1, 1.0)),
@@ -176,15 +179,20 @@ def _argument_faults(module: nn.Module, ends: Mapping[str, Ends], kind: str, lea
     }
     for name, given in ends.items():
         rule, low, high, usual = rules[name]
-        pair = given is not None and len(given) == 2 and all(is_real(n) for n in given)
+        pair = isinstance(given, Sequence) and len(given) == 2 and all(is_real(n) for n in given)
         if given is not None and not (pair and low <= given[0] < given[1] <= high):
-            faults.append(f"{name}: `{rule}` must hold, but got {given!r}; write {usual}.")
+            faults.append(f"{name}: must be (least, greatest) with `{rule}`, but got {given!r}; write {usual}.")
     if all(given is None for given in ends.values()):
         faults.append("width: at least one of width, stride and depth must be asked for, but got none.")
     if kind not in KINDS:
         faults.append(unknown("kind", kind, KINDS, "kind of stride"))
+    if membership not in MEMBERSHIPS:
+        faults.append(unknown("membership", membership, tuple(MEMBERSHIPS), "membership"))
     paths = [name for name, _ in module.named_modules() if name]
-    faults += [unknown("leave", path, paths, "layer") for path in leave if path not in paths]
+    if isinstance(leave, str):
+        faults.append(f"leave: must be a list of paths, but got {leave!r}; write [{leave!r}].")
+    else:
+        faults += [unknown("leave", path, paths, "layer") for path in leave if path not in paths]
     if any(isinstance(child, Gate) for child in module.modules()):
         faults.append("network: must have no gates yet, but it has; drop them, or search it as it is.")
     return faults
@@ -195,6 +203,8 @@ def _example(module: nn.Module, given: Tensor | Sequence[int] | None) -> Tensor:
     if isinstance(given, Tensor):
         return given
     if given is not None:
+        if not isinstance(given, Sequence) or not all(is_whole(n) and n > 0 for n in given):
+            raise Invalid([f"example: must be an input or its shape, but got {given!r}; write (2, 3, 32, 32)."])
         return torch.zeros(tuple(given), dtype=like.dtype, device=like.device)
     first = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)), None)
     if first is None:

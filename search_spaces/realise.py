@@ -185,7 +185,10 @@ def own_module(
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Invalid(
-            [f"network: {name} must return an nn.Module (given shape, outputs and each option), but got {problem}."]
+            [
+                f"network: {name} must return an nn.Module when called with network.options (and shape and outputs, if it "
+                f"takes them), but raised {problem}; mend it, or the options."
+            ]
         ) from error
     if not isinstance(module, nn.Module):
         hint = "; take [0] of what make_continuous returns" if isinstance(module, tuple) else ""

@@ -211,14 +211,21 @@ def test_a_network_without_blocks_has_no_depth() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"stride": (0.5, 2)}, "stride: `1 <= least < greatest` must hold, but got (0.5, 2); write (1.0, 4.0)."),
-        ({"depth": (0.5, 2)}, "depth: `0 <= least < greatest <= 1` must hold, but got (0.5, 2); write (0.0, 1.0)."),
-        ({"depth": (0.5, 0.5)}, "depth: `0 <= least < greatest <= 1` must hold"),
+        (
+            {"stride": (0.5, 2)},
+            "stride: must be (least, greatest) with `1 <= least < greatest`, but got (0.5, 2); write (1.0, 4.0).",
+        ),
+        ({"stride": 2}, "with `1 <= least < greatest`, but got 2; write (1.0, 4.0)."),
+        ({"depth": (0.5, 2)}, "with `0 <= least < greatest <= 1`, but got (0.5, 2); write (0.0, 1.0)."),
+        ({"depth": (0.5, 0.5)}, "depth: must be (least, greatest) with `0 <= least < greatest <= 1`"),
+        ({"leave": "stem"}, "leave: must be a list of paths, but got 'stem'; write ['stem']."),
+        ({"membership": "intervall"}, "membership: unknown membership 'intervall'. Did you mean 'interval'?"),
+        ({"example": 3}, "example: must be an input or its shape, but got 3; write (2, 3, 32, 32)."),
         ({"width": None}, "width: at least one of width, stride and depth must be asked for, but got none."),
         ({"kind": "shrunk"}, "kind: unknown kind of stride 'shrunk'. Did you mean 'shrink'?"),
     ],
 )
 def test_what_is_asked_for_must_make_sense(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(Invalid) as caught:
-        make_continuous(DeepResNet(), example=(2, *IMAGE), **arguments)
+        make_continuous(DeepResNet(), **{"example": (2, *IMAGE), **arguments})
     assert words in caught.value.faults[0]
