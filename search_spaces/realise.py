@@ -186,8 +186,8 @@ def own_module(
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise Invalid(
             [
-                f"network: {name} must return an nn.Module when called with network.options (and shape and outputs, if it "
-                f"takes them), but raised {problem}; mend it, or the options."
+                f"network: {name} must return an nn.Module when called with network.options (and shape and outputs, "
+                f"if it takes them), but raised {problem}; mend it, or the options."
             ]
         ) from error
     if not isinstance(module, nn.Module):

@@ -90,8 +90,8 @@ def found(factory: Callable[..., Any], **options: Any) -> tuple[str, ...]:
     [
         (
             broken,
-            "network: broken must return an nn.Module when called with network.options (and shape and outputs, if it takes "
-            "them), but raised OSError",
+            "network: broken must return an nn.Module when called with network.options (and shape and outputs, "
+            "if it takes them), but raised OSError",
         ),
         (needy, "missing 1 required positional argument: 'missing'"),
         (lambda: "a module", "must return an nn.Module, but got 'a module'."),
