@@ -177,7 +177,7 @@ class Topology(Parameter):
         one with the greatest product of grades (each edge by its best operation) comes first; of equal ones that whose
         last edge begins at the lowest node, and so on backwards; of equal operations the first.
         """
-        grade_U = self._grades(numbers)
+        grade_U = self.grades(numbers)
         kept = {unit for unit, grade in enumerate(grade_U) if grade >= 0.5 and self.units[unit][1] != "zero"}
         on_paths = self._on_paths(kept) or self._on_paths(kept | self._best_path(grade_U))
         return tuple(sorted(on_paths))
@@ -193,7 +193,7 @@ class Topology(Parameter):
         kept = set(self.hard(numbers))
         return [float(unit in kept) for unit in range(len(self.units))]
 
-    def _grades(self, numbers: Sequence[float]) -> list[float]:
+    def grades(self, numbers: Sequence[float]) -> list[float]:
         """Each unit's grade at temperature 1, where a free unit's is its number; those of `zero` count nowhere."""
         if self.kind != "graphon":
             return list(numbers)

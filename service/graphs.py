@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces.declarations import parameter_from_dict
@@ -28,6 +29,33 @@ def graphs_of(space: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, s
         if all(isinstance(number, int | float) for number in numbers):
             found[name] = words(topology, topology.hard(numbers))  # type: ignore[arg-type]
     return found
+
+
+def moves_of(
+    space: Mapping[str, Any], asked: Mapping[str, Any], point: Mapping[str, Any], metrics: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    """Where a gradient moved topologies, `edges` (the sum of grades) and `undecided` (mean bits an edge) at the start
+    and at the end, summed over them as their metrics are; else nothing."""
+    moved = {name: t for name, t in topologies(space).items() if t.moved_by == "gradient"}
+    numbers = {name: [asked.get(number) for number in t.coordinates(name)] for name, t in moved.items()}
+    if not ("edges" in metrics and "undecided" in metrics) or not all(
+        isinstance(number, int | float) for own in numbers.values() for number in own
+    ):
+        return {}
+    if all(asked.get(number) == point.get(number) for name, t in moved.items() for number in t.coordinates(name)):
+        return {}
+    starts = [_statistics(topology, numbers[name]) for name, topology in moved.items()]  # type: ignore[arg-type]
+    edges, undecided = (sum(column) for column in zip(*starts, strict=True))
+    return {"edges": (edges, metrics["edges"]), "undecided": (undecided, metrics["undecided"])}
+
+
+def _statistics(topology: Topology, numbers: Sequence[float]) -> tuple[float, float]:
+    """The sum of the grades that a network has use for, and their mean entropy in bits, as `search_spaces.topology` has
+    them, without torch."""
+    grade_U = topology.grades(numbers)
+    useful = [grade_U[unit] for unit in topology.useful]
+    bits = [-sum(p * math.log2(p) for p in (grade, 1 - grade) if p > 0) for grade in useful]
+    return sum(useful), sum(bits) / len(bits)
 
 
 def without_numbers(point: Mapping[str, Any], graphs: Mapping[str, str]) -> dict[str, Any]:

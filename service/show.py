@@ -315,8 +315,18 @@ def _best_facts(best: Mapping[str, Any], metric: str | None) -> list[tuple[str, 
         *([("  asked", asked), ("  ended at", point)] if moved else [("  point", point)]),
         ("  rounded", rounded + size),
         *((f"  {name}", words) for name, words in graphs.items()),
+        *([("  moved", _moves(best["graph_moves"]))] if best.get("graph_moves") else []),
         ("  scores", _scores(best)),
     ]
+
+
+def _moves(moves: Mapping[str, Mapping[str, float]]) -> str:
+    """How many edges a graph had, and how undecided they were, before and after a gradient moved it."""
+    at = [
+        f"{moves['edges'][when]:.2f} edges, undecided by {moves['undecided'][when]:.2f} bits each, {words}"
+        for when, words in (("start", "at the start"), ("end", "at the end"))
+    ]
+    return "; ".join(at)
 
 
 def _scores(best: Mapping[str, Any]) -> str:

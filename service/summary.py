@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from search_spaces.faults import Invalid
-from service.graphs import graphs_of
+from service.graphs import graphs_of, moves_of
 from trials import layout
 from trials.lease import holder
 from trials.records import Ending, Outcome
@@ -89,7 +89,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "best": best
         and {
             **_trial(best, asked.get(best.number, {})),
-            **({"graphs": graphs} if (graphs := graphs_of(spec.get("space", {}), best.rounded)) else {}),
+            **_graphs(spec.get("space", {}), best, asked.get(best.number, {})),
             "retrained": retrained(store, search.id, str(objective.get("metric"))) if store else None,
         },
         "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),
@@ -172,6 +172,13 @@ def _trial(outcome: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
         "parameters": outcome.metrics.get("parameters"),
         "metrics": dict(outcome.metrics),
     }
+
+
+def _graphs(space: dict[str, Any], best: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
+    """The graphs of a trial's topologies in words, and how far a gradient moved them; nothing where it has none."""
+    graphs, moves = graphs_of(space, best.rounded), moves_of(space, asked, best.point, best.metrics)
+    told = {"graph_moves": {name: {"start": start, "end": end} for name, (start, end) in moves.items()}}
+    return {**({"graphs": graphs} if graphs else {}), **(told if moves else {})}
 
 
 def _spent(outcomes: Any, events: Sequence[Event], overhead: float) -> dict[str, float]:
