@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -18,13 +20,17 @@ from service.report import Report
 from trials.query import query
 from trials.store import Store
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MEASURES = {"width": "units (real)", "stride": "stride in cells (real)", "depth": "blocks (real)"}
 MOST_LINES = 60  # trials drawn beside the best ones
 
 _HISTORY = """SELECT s.arm, s.repeat, t.number, t.executed_flops, t.value FROM trials t
 JOIN searches s USING (search_id) WHERE s.comparison = '{comparison}' AND s.role = 'search'
 ORDER BY s.arm, s.repeat, t.number"""
 _TRAJECTORIES = """SELECT s.arm, s.repeat, r.trial_id, r.step, {columns} FROM reports r
-JOIN searches s USING (search_id) WHERE s.comparison = '{comparison}' AND s.role = 'search' AND {first} IS NOT NULL
+JOIN searches s USING (search_id) WHERE s.comparison = '{comparison}' AND s.role = 'search' AND ({there})
 ORDER BY s.arm, r.trial_id, r.step"""
 
 
@@ -60,40 +66,60 @@ def _plain_log(axes: Axes) -> None:
 
 
 def trajectories(store: Store, report: Report, path: Path) -> Path | None:
-    """Each gate's size against the step, a line a trial; None where nothing moved."""
+    """Each moved size against the step, a panel a size and a line a trial; None where nothing moved."""
     moving = [arm for arm in report.moved if any(r["start"] != r["end"] for r in report.moved[arm])]
     if not moving:
         return None
-    columns = [f'r."arch.{gate}"' for gate in report.gates]
+    trials = [trial for arm in moving for trial in report.moved[arm]]
+    gates = [gate for g, gate in enumerate(report.gates) if any(t["start"][g] != t["end"][g] for t in trials)]
+    columns = [f'r."arch.{gate}"' for gate in gates]
     sql = _TRAJECTORIES.format(
         comparison=report.comparison.replace("'", "''"),
-        columns=", ".join(f"{c} AS g{i}" for i, c in enumerate(columns)),
-        first=columns[0],
+        columns=", ".join(f'{c} AS "{gate}"' for c, gate in zip(columns, gates, strict=True)),
+        there=" OR ".join(f"{c} IS NOT NULL" for c in columns),
     )
     table: pa.Table = query(store, sql)
     frame = table.to_pandas()
     frame = frame[frame["arm"].isin(moving)]
     frame["number"] = frame["trial_id"].str.rpartition("-t")[2].astype(int)
-    figure = Figure(figsize=(4.2 * len(report.gates), 4.2 * len(moving)), layout="constrained")
-    grid = figure.subplots(len(moving), len(report.gates), squeeze=False, sharey=True)
+    figure = Figure(figsize=(4.2 * len(gates), 4.2 * len(moving)), layout="constrained")
+    grid = figure.subplots(len(moving), len(gates), squeeze=False)
     for row, arm in zip(grid, moving, strict=True):
-        trials = [r for r in report.moved[arm] if r["value"] is not None]
-        per_repeat = -(-MOST_LINES // (1 + max(r["repeat"] for r in trials)))
-        best = {b["repeat"]: b["number"] for b in report.bests if b["arm"] == arm}
-        own = frame[frame["arm"] == arm]
-        for g, (axes, gate) in enumerate(zip(row, report.gates, strict=True)):
-            for trial in trials:
-                is_best = best[trial["repeat"]] == trial["number"]
-                if not is_best and trial["number"] >= per_repeat:
-                    continue
-                one = own[(own["repeat"] == trial["repeat"]) & (own["number"] == trial["number"])]
-                style = {"lw": 2.2, "zorder": 3} if is_best else {"lw": 0.8, "alpha": 0.5}
-                sizes = [trial["start"][g], *one[f"g{g}"]]
-                axes.plot([0, *one["step"]], sizes, color=f"C{trial['repeat']}", **style)
-            axes.set(xlabel="step", title=f"{arm}: {gate}", yscale="log")
-            _plain_log(axes)
-            axes.grid(alpha=0.3)
-        row[0].set_ylabel("units (real)")
+        for axes, gate in zip(row, gates, strict=True):
+            _draw_trials(axes, report, frame[frame["arm"] == arm], arm, gate)
+    for kind in {_kind(gate) for gate in gates}:
+        _alike([axes for row in grid for axes, gate in zip(row, gates, strict=True) if _kind(gate) == kind])
     figure.suptitle("the first trials of each search seed (a colour each); thick: its best trial", fontsize=9)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _draw_trials(axes: Axes, report: Report, own: pd.DataFrame, arm: str, gate: str) -> None:
+    """One size of an arm's trials: of a width by ratio, of a stride or depth by difference."""
+    g, trials = report.gates.index(gate), [r for r in report.moved[arm] if r["value"] is not None]
+    per_repeat = -(-MOST_LINES // (1 + max(r["repeat"] for r in trials)))
+    best = {b["repeat"]: b["number"] for b in report.bests if b["arm"] == arm}
+    for trial in trials:
+        is_best = best[trial["repeat"]] == trial["number"]
+        if not is_best and trial["number"] >= per_repeat:
+            continue
+        one = own[(own["repeat"] == trial["repeat"]) & (own["number"] == trial["number"])]
+        style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if is_best else {"lw": 0.8, "alpha": 0.5}
+        sizes = [trial["start"][g], *one[gate]]
+        axes.plot([0, *one["step"]], sizes, color=f"C{trial['repeat']}", **style)
+    axes.set(xlabel="step", title=f"{arm}: {gate}", ylabel=_MEASURES[_kind(gate)])
+    if _kind(gate) == "width":
+        axes.set_yscale("log")
+        _plain_log(axes)
+    axes.grid(alpha=0.3)
+
+
+def _kind(gate: str) -> str:
+    return gate.split(".")[0]
+
+
+def _alike(panels: Sequence[Axes]) -> None:
+    """The same range in all panels, so that they can be compared."""
+    low, high = (pick(axes.get_ylim()[end] for axes in panels) for end, pick in enumerate((min, max)))
+    for axes in panels:
+        axes.set_ylim(low, high)

@@ -223,8 +223,11 @@ def text(report: Report) -> str:
     told = f"The best trial of each search{sizes}:"
     parts = [told, _table(head, bests)]
     if report.moved:
-        moves = "Sizes at the start and at the end of every moved trial, beside its control:"
-        parts = [moves, _moves_table(report), *parts]
+        shown = _asked(report)
+        moves = (
+            f"Sizes ({', '.join(report.gates[g] for g in shown)}) at the start and at the end of every moved trial, "
+        )
+        parts = [moves + "beside its control:", _moves_table(report, shown), *parts]
     if graphs := [f"{r['arm']}, repeat {r['repeat']}: {w}" for r in report.bests for w in r["graphs"].values()]:
         parts += ["Their graphs, rounded:\n" + "\n".join(graphs)]
     names = f"comparison {report.comparison}: test scores are means over retrainings of each search's best"
@@ -234,7 +237,13 @@ def text(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _moves_table(report: Report) -> str:
+def _asked(report: Report) -> list[int]:
+    """The places of the gates that stand in the moved trials' points; the network has the others as they are."""
+    trials = [trial for own in report.moved.values() for trial in own]
+    return [g for g in range(len(report.gates)) if any(trial["start"][g] is not None for trial in trials)]
+
+
+def _moves_table(report: Report, shown: Sequence[int]) -> str:
     arms = list(report.moved)
     keys = sorted({(r["repeat"], r["number"]) for arm in arms for r in report.moved[arm]})
     by_arm = {arm: {(r["repeat"], r["number"]): r for r in report.moved[arm]} for arm in arms}
@@ -242,8 +251,8 @@ def _moves_table(report: Report) -> str:
     rows = []
     for key in keys:
         found = [by_arm[arm].get(key) for arm in arms]
-        start = next((_list(r["start"]) for r in found if r), "")
-        ends = [_list(r["end"]) if r else "-" for r in found]
+        start = next((_list([r["start"][g] for g in shown]) for r in found if r), "")
+        ends = [_list([r["end"][g] for g in shown]) if r else "-" for r in found]
         values = [_number(r["value"], 4) if r else "-" for r in found]
         rows.append([str(key[0]), str(key[1]), start, *ends, *values])
     return _table(head, rows)

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from search_spaces import Invalid
@@ -120,6 +121,51 @@ def test_the_report_in_words_and_pictures(done):
     for made in (history(store, report, path / "history.png"), trajectories(store, report, path / "widths.png")):
         assert made is not None
         assert made.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+MIXED = {
+    **BASE,
+    "task": "uci/digits-images",
+    "network": {"kind": "residual", "stages": 2, "blocks": 2, "width": 4},
+    "space": {
+        "width.0": {"type": "width", "low": 2, "high": 6, "moved_by": "gradient"},
+        "stride.1": {"type": "stride", "low": 1, "high": 3, "moved_by": "gradient"},
+        "depth.0": {"type": "depth", "low": 0, "high": 2, "moved_by": "gradient"},
+        "depth.1": {"type": "depth", "low": 0, "high": 2},
+    },
+    "training": {"batch_size": 256, "epochs": 2},
+    "search": {"sampler": "random", "batch": 2, "hypergradient": {"kind": "bilevel", "warmup": 1, "every": 1}},
+    "constraints": {},
+    "budget": {"trials": 2},
+    "resources": {"workers": 1, "lanes": 2, "way": "per_lane"},
+}
+
+
+def test_sizes_of_several_kinds_are_named_and_drawn_on_their_own_scales(tmp_path, monkeypatch):
+    arms = {"moved": {}, "still": {"replay": "moved", "search": {"hypergradient": {"lr": 0.0}}}}
+    comparison = read_comparison({"name": "mixed", "base": MIXED, "arms": arms, "repeats": 2, "retrain": 1}, tmp_path)
+    store = Store(tmp_path / "store")
+    report = report_of(store, compare(comparison, store, executor="here"))
+    lines = text(report).splitlines()
+    named = "Sizes (width.0, stride.1, depth.0, depth.1) at the start and at the end of every moved trial"
+    (at,) = (i for i, line in enumerate(lines) if line.startswith(named))
+    assert len(lines[at + 3].split()) == 2 + 3 * 4 + 2  # repeat and trial, start and two ends, two values
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    trajectories(store, report, tmp_path / "widths.png")
+    (figure,) = drawn
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert {title: (axes.get_yscale(), axes.get_ylabel()) for title, axes in panels.items()} == {
+        "moved: width.0": ("log", "units (real)"),
+        "moved: stride.1": ("linear", "stride in cells (real)"),
+        "moved: depth.0": ("linear", "blocks (real)"),
+    }
+    for gate, axes in zip(("width.0", "stride.1", "depth.0"), panels.values(), strict=True):
+        g = report.gates.index(gate)
+        assert [line.get_ydata()[0] for line in axes.lines] == [trial["start"][g] for trial in report.moved["moved"]]
+        assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx(
+            [trial["end"][g] for trial in report.moved["moved"]], rel=1e-6
+        )
 
 
 def test_an_arm_whose_budget_buys_no_trial_stands_in_the_table_and_in_the_verdict(tmp_path):
