@@ -112,10 +112,12 @@ class FusedRun:
                     return
                 self._step(step, order, outer_order)
             done = stop
+            if stop == self.steps:
+                self._recalibrate(order)
             metrics = self._measured() if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
-        whole = self._measured_whole(metrics)
+        whole = self._measured_whole(metrics, order)
         for i in range(len(self.bundle.trials)):
             yield self._outcome(i, done, metrics, whole)
 
@@ -204,13 +206,24 @@ class FusedRun:
         found = measure(self.task.kind, logits_KOR, self.scored.y_R, prefix)
         return {name: values_K.cpu().numpy() for name, values_K in found.items()}
 
-    def _measured_whole(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _measured_whole(self, metrics: dict[str, np.ndarray], order: Tensor) -> dict[str, np.ndarray]:
         """The metrics at whole sizes, with the weights as they are; each replicate at its own."""
         if self.architecture is None or not self.plan.fractional:
             return metrics
         sizes = [self.network.sizes(point) for point in self.whole_points()]
         self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
+        self._recalibrate(order)
         return self._scores()
+
+    def _recalibrate(self, order: Tensor) -> None:
+        """Batch norms take their statistics from training rows as the finished network sees them."""
+        if not self.program.normed:
+            return
+        if self.architecture is not None:
+            self.architecture.settle()
+        batches = [self.data.batch(places)[0] for places in order[: self.training.norm_steps(len(self.data.y_R))]]
+        self.program.recalibrate(batches)
+        self.executed_K += len(batches) * self.batch * self._forward_K
 
     def whole_points(self) -> list[Point]:
         """Each lane's point, whole."""

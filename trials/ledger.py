@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from search_spaces import Point
+from search_spaces.networks import MLP
 from trials.plan import Plan
 
 
@@ -11,13 +12,16 @@ def most_flops(plan: Plan, point: Point) -> float:
     if plan.task is None or plan.network is None:
         return 0.0
     training = plan.training.at(point)
-    steps = training.steps(len(plan.task.rows(*plan.train_splits).y))
+    trained = len(plan.task.rows(*plan.train_splits).y)
+    steps = training.steps(trained)
     named, relaxed = plan.laid(point), plan.fractional
     step = training.batch_size * plan.costs.training_flops(named, relaxed)
     moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0
     move = training.batch_size * plan.costs.grade_flops(named) * (2 if plan.grows_by_gradient else 1)
     measured = min(plan.evaluations, steps) + plan.fractional  # once more at whole sizes
     rows = len(plan.task.rows(plan.scored).y) * measured
+    if not isinstance(plan.network, MLP):  # batch norms see training rows anew before the last measurement, and whole
+        rows += training.batch_size * training.norm_steps(trained) * (1 + plan.fractional)
     forward = plan.costs.flops(named, relaxed)
     return float(plan.seeds * (steps * step + moves * move + rows * forward))
 

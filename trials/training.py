@@ -28,6 +28,7 @@ LANE: dict[str, tuple[float, float, bool]] = {
     "beta2": (0.0, 0.999999, True),  # beyond, single precision takes it for 1
 }
 WAYS = ("per_lane", "grouped", "unfolded")  # of running lanes with convolutions (`trials.lanes.program`)
+NORM_ROWS = 2048  # training rows whose statistics a finished network's batch norms have
 STRUCTURAL = ("optimizer", "nesterov", "batch_size", "epochs")
 
 
@@ -69,6 +70,11 @@ class Training:
     def steps(self, rows: int) -> int:
         """Optimiser steps in all epochs; the last partial batch wraps into the next epoch."""
         return max(1, self.epochs * rows // self.batch_size)
+
+    def norm_steps(self, rows: int) -> int:
+        """Batches from which batch norms take their statistics anew before a network is measured for the last time:
+        `NORM_ROWS` rows, or all of them."""
+        return max(1, min(NORM_ROWS, rows, self.steps(rows) * self.batch_size) // self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """The section as plain data."""

@@ -14,6 +14,7 @@ import torch
 from test_lane_ways import RULES, batch_of, hyper
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from search_spaces import Space
 from search_spaces.kept import Size
@@ -107,7 +108,8 @@ def journey(way: str, name: str, rule: str) -> list[Tensor]:
         answers.append(widths.pull(lanes.grade_gradients(x, y_BO)))  # by what is not laid out there is none
         lanes.step(x, y_BO)
         answers.append(lanes.predict(batch_of(case.shape, 100)[0]))
-    return answers
+    lanes.recalibrate([batch_of(case.shape, step)[0] for step in range(3)])
+    return [*answers, lanes.predict(batch_of(case.shape, 100)[0])]
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -187,6 +189,11 @@ def test_whole_lanes_equal_plain_networks_in_torchs_own_loop(way: str, name: str
             optimiser.step()
     x, _ = batch_of(case.shape, 77)
     for got, (module, _) in zip(lanes.predict(x), loops, strict=True):
+        torch.testing.assert_close(got.mT, module.eval()(x), rtol=1e-7, atol=1e-8)
+    others = [batch_of(case.shape, step)[0] for step in range(80, 84)]
+    lanes.recalibrate(others)
+    for got, (module, _) in zip(lanes.predict(x), loops, strict=True):
+        update_bn(others, module)
         torch.testing.assert_close(got.mT, module.eval()(x), rtol=1e-7, atol=1e-8)
 
 

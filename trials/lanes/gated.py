@@ -143,6 +143,13 @@ class DenseProgram:
                 found[g][k, : len(lane[g])] = lane[g]
         return found
 
+    @property
+    def normed(self) -> bool:
+        return False
+
+    def recalibrate(self, batches: Sequence[Tensor]) -> None:
+        pass
+
     def predict(self, x: Tensor) -> Tensor:
         return self.dense.predict(x)
 

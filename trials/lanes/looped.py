@@ -32,7 +32,7 @@ from trials.lanes.growing import Growing
 from trials.lanes.initial import Identity, Start, units_only
 from trials.lanes.layout import Layout
 from trials.lanes.places import Places, cut, paste, places
-from trials.lanes.program import in_chunks, loss_of, still
+from trials.lanes.program import anew, in_chunks, loss_of, norms_of, still
 from trials.lanes.regating import Regated
 from trials.noise import fold
 from trials.optimisers import Optimiser, Rule
@@ -253,6 +253,17 @@ class LoopedLanes(Regated):
                 found[self.gates.index(name)][lane, : gate.maximum] = gradient
                 gate.m = gate.m.detach()  # type: ignore[operator]
         return found
+
+    @property
+    def normed(self) -> bool:
+        return any(norms_of(module) for module in self.modules)
+
+    def recalibrate(self, batches: Sequence[Tensor]) -> None:
+        for lane, module in enumerate(self.modules):
+            if norms_of(module):
+                with torch.no_grad(), anew(module), self._luck("norms", lane):
+                    for x in batches:
+                        module(self._own(x, lane))
 
     def predict(self, x: Tensor) -> Tensor:
         found = []

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.network import Size
 from trials.optimisers import Rule
@@ -57,6 +58,14 @@ class Program(Protocol):
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
         """d(lane loss on this batch)/d(grade), [K, N] a gate; nothing else changes."""
 
+    @property
+    def normed(self) -> bool:
+        """Whether lanes have batch norms with running statistics."""
+
+    def recalibrate(self, batches: Sequence[Tensor]) -> None:
+        """Batch norms take their statistics anew: the average over these batches, with weights and grades as they are.
+        Running ones lag behind weights that still move fast, and know nothing of sizes that have just been rounded."""
+
     def predict(self, x: Tensor) -> Tensor:
         """Every lane's outputs, [K, O, R]."""
 
@@ -76,10 +85,30 @@ def in_chunks(x: Tensor, rows: int = 1024) -> Sequence[Tensor]:
     return torch.split(x, rows)
 
 
+def norms_of(module: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that remember."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextlib.contextmanager
+def anew(module: nn.Module) -> Iterator[None]:
+    """Passes after which batch norms remember the average of these alone."""
+    norms = norms_of(module)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
 @contextlib.contextmanager
 def still(module: nn.Module) -> Iterator[None]:
     """A pass in which batch norms see their batch but remember nothing of it."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -140,6 +140,10 @@ class VmappedLanes(Regated):
             out = functional_call(self.net, {**weights, **buffers}, (x,))
             return loss_of(self.loss, out, y), {path: norm.seen for path, norm in norms.items()}
 
+        def statistics(weights: Values, buffers: Values, x: Tensor) -> Any:
+            functional_call(self.net, {**weights, **buffers}, (x,))
+            return {path: norm.seen for path, norm in norms.items()}
+
         def gate_loss(gates: Values, weights: Values, buffers: Values, x: Tensor, y: Tensor) -> Tensor:
             return lane_loss(weights, {**buffers, **self._spread(gates)}, x, y)[0]
 
@@ -149,6 +153,7 @@ class VmappedLanes(Regated):
 
         self._gradients = [over_lanes(grad(lane_loss, has_aux=True), (0, 0, own, None)) for own in (None, 0)]
         self._gate_gradients = [over_lanes(grad(gate_loss), (0, 0, 0, own, None)) for own in (None, 0)]
+        self._statistics = [over_lanes(statistics, (0, 0, own)) for own in (None, 0)]
         self._predictions = over_lanes(predicted, (0, 0, None))
 
     def _spread(self, gates: Values) -> Values:
@@ -234,11 +239,28 @@ class VmappedLanes(Regated):
         found, seen = self._gradients[self._apart(x)](self.views, self.buffers, x, y_BO)
         flat_KP = torch.cat([found[name].reshape(self.lanes, -1) for name in self.views], 1)
         self.optimiser.step(self.weights, flat_KP)
-        for path, (mean_KN, variance_KN) in seen.items():
+        self._remember(seen)
+
+    def _remember(self, seen: Mapping[str, tuple[Tensor, Tensor]], share: float | None = None) -> None:
+        """Take a batch's means and variances, [K, N], into the running ones, each norm's share or that one."""
+        for path, statistics in seen.items():
             norm = self.net.get_submodule(path)
             assert isinstance(norm, LaneBatchNorm)
-            for name, value in (("running_mean", mean_KN), ("running_var", variance_KN)):
-                self.buffers[f"{path}.{name}"].lerp_(value, norm.momentum)
+            for name, value_KN in zip(("running_mean", "running_var"), statistics, strict=True):
+                held_KN = self.buffers[f"{path}.{name}"]
+                # whatever is held, even what is not finite, is gone where the batch is all
+                held_KN.copy_(value_KN) if share == 1.0 else held_KN.lerp_(value_KN, share or norm.momentum)
+
+    @property
+    def normed(self) -> bool:
+        return any(isinstance(module, LaneBatchNorm) for module in self.net.modules())
+
+    def recalibrate(self, batches: Sequence[Tensor]) -> None:
+        if not self.normed:
+            return
+        with torch.no_grad():
+            for i, x in enumerate(batches):
+                self._remember(self._statistics[self._apart(x)](self.views, self.buffers, x), 1.0 / (i + 1))
 
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
         """d(lane loss on this batch)/d(grade), [K, N] a gate."""
