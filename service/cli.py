@@ -385,7 +385,9 @@ def doctor(
     rows = [row for search_id in witness.searches() for row in examined(witness.search(search_id), quarantine)]
     if rows or output is not Rows.table:
         out.print_rows(pa.Table.from_pylist(rows, pa.schema(dict.fromkeys(COLUMNS, pa.string()))), output.value)
-    say(f"{len(witness.opened)} searches in {witness.root}: " + (f"{len(rows)} damaged files" if rows else "all sound"))
+    found = out.counted(len(rows), "damaged file") if rows else "all sound"
+    many = len(witness.opened)
+    say(f"{many} search{'' if many == 1 else 'es'} in {witness.root}: {found}")
     return ERROR if rows else 0
 
 

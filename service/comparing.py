@@ -31,7 +31,7 @@ def run_comparison(
     store = Store(root)
     if not quiet:
         arms, judged = len(comparison.arms), ", ".join(comparison.judged)
-        say(f"comparing {judged}: {arms} arms x {comparison.repeats} search seeds, one at a time")
+        say(f"comparing {judged}: {arms} arms x {out.counted(comparison.repeats, 'search seed')}, one at a time")
         for note in comparison.task.notes:
             say(f"note: {note}")
     with Live(quiet=quiet) as live:

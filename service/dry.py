@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from search_spaces import Topology
 from service import show as out
 from service.rules import spec_notes
 from service.spec import SearchSpec
@@ -26,12 +27,14 @@ def print_dry_run(spec: SearchSpec, task: Task | Any, output: str) -> None:
     if output == "json":
         out.put(out.as_json({"spec": spec.to_dict(), **facts}) + "\n")
         return
-    comments = [f"a generation: {facts['batch']} points"]
+    comments = [f"a generation: {out.counted(facts['batch'], 'point')}"]
     for name in ("smallest", "largest"):
         if name in facts:
             network = facts[name]
-            sizes = ", ".join(f"{gate} {n}" for gate, n in network["sizes"].items()) or "no widths"
-            costs = f"{network['parameters']:,} parameters, {network['flops']:,} FLOPs"
+            graphs = [name for name, p in spec.space.parameters.items() if isinstance(p, Topology)]
+            told = {gate: out.counted(n, "edge") if gate in graphs else n for gate, n in network["sizes"].items()}
+            sizes = ", ".join(f"{gate} {size}" for gate, size in told.items()) or "no widths"
+            costs = f"{out.counted(network['parameters'], 'parameter')}, {network['flops']:,} FLOPs"
             comments.append(f"{name} network: {sizes}; {costs}, {network['activation_bytes']:,} bytes of activations")
     if "data" in facts:
         comments.append(f"data: {out.values(facts['data'])}")

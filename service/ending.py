@@ -49,7 +49,7 @@ def _way_out(found: dict[str, Any], over: bool, again: str) -> str:
     that is over without such trials has nothing left to do."""
     lost = sum(found["trials"].get(ending, 0) for ending in ("preempted", "oom"))
     if lost:
-        return f"its {lost} lost trials are trained again when you go on with: {again}"
+        return f"{out.counted(lost, 'lost trial')} will be trained again; mend the cause, then go on with: {again}"
     if not over:
         return f"go on with: {again}"
     if found["asked"]:

@@ -14,6 +14,7 @@ from search_spaces.cost import COST_METRICS
 from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
 from service.graph_rules import network_faults, pressure_faults
+from service.show import counted
 from trials.hypergradients import METHODS
 from trials.training import LANE, STRUCTURAL, Training, space_faults
 
@@ -173,10 +174,10 @@ def spec_notes(spec: Any, task: Any) -> list[str]:
     if mode != better:
         notes.append(f"objective: {metric} is better the other way, but mode={mode} was asked for")
     if isinstance(network, Own):
-        kept = {"width": "keeps all of its {} units", "depth": "keeps all of its {} blocks", "stride": "does not move"}
+        kept = {"width": "unit", "depth": "block", "topology": "edge"}
         notes += [
             f"network: the space has no {gate.role} `{gate.name}`, so that gate "
-            + kept.get(gate.role, "keeps all of its {} edges").format(gate.maximum)
+            + (f"keeps all of its {counted(gate.maximum, kept[gate.role])}" if gate.role in kept else "does not move")
             for gate in network.found
             if gate.name not in spec.space.parameters
         ]

@@ -125,6 +125,11 @@ def cell(value: Any) -> str:
     return escaped(value) if isinstance(value, str) else escaped(as_json(value))
 
 
+def counted(number: int, noun: str) -> str:
+    """A count and its noun: 1 edge, 2 edges."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def moment(seconds: float | None) -> str:
     """Unix seconds as a date and time (UTC)."""
     return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -262,9 +267,16 @@ def print_summary(found: Mapping[str, Any], output: str, *, spec: bool) -> None:
         *(_best_facts(best, found["metric"]) if best else [("best", "-")]),
         ("device", f"{spent['device_seconds']:.1f} s, {spent['wall_seconds']:.1f} s on the wall"),
         ("FLOPs", f"{spent['flops']:.4g} live, {spent['executed_flops']:.4g} executed"),
-        ("lanes", cell(found["lanes"])),
+        ("lanes", _lanes(found["lanes"], found["packed"])),
     ]
     print_facts(facts)
+
+
+def _lanes(most: int | None, packed: int) -> str:
+    """How many trials may train as one program, and how many of those that ended did."""
+    if most is None or packed in (0, most):
+        return cell(most)
+    return f"{most} at most, {packed} in the largest bundle"
 
 
 def print_best(found: Mapping[str, Any], output: str) -> None:
@@ -336,5 +348,5 @@ def _scores(best: Mapping[str, Any]) -> str:
         found.append(f"rounded {cell(best['rounded_value'])}")
     if again := best.get("retrained"):
         spread = f"{cell(again['mean'])}, standard deviation {cell(again['std'])},"
-        found.append(f"retrained {spread} on the test rows ({again['seeds']} seeds)")
+        found.append(f"retrained {spread} on the test rows ({counted(again['seeds'], 'seed')})")
     return ", ".join(found)

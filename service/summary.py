@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -45,6 +46,9 @@ class WitnessStore(Store):
         found = [search_id for search_id in found if "-retrain" not in search_id.removeprefix(text)] or found
         if text in known or len(found) != 1:
             if text not in known and found:
+                if comparison := self._comparison(text, found):
+                    command = shlex.join(["continua", "report", comparison, "--store", str(self.root)])
+                    raise Invalid([f"search: {text!r} is a comparison; see it with: {command}"])
                 some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
                 raise Invalid(
                     [f"search: must begin one id, but {text!r} begins {len(found)} ({some}); write more of it."]
@@ -52,13 +56,20 @@ class WitnessStore(Store):
             return self.search(text)
         return self.search(found[0])
 
+    def _comparison(self, text: str, found: Sequence[str]) -> str:
+        """The comparison that all those searches are of, where its id is or begins with the text."""
+        comparison = str(_labels(super().search(found[0])).get("comparison") or "")
+        ours = comparison.startswith(text) and all(search_id.startswith(f"{comparison}-") for search_id in found)
+        return comparison if ours else ""
+
 
 def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     """Everything about a search that is known without reading its reports; from its `store` also how its best did when
     it was retrained (`best.retrained`: the mean, standard deviation and number of its test scores).
 
     `trials` counts ended trials by ending; `asked` counts all; `best` is None until a trial is complete, with `asked`
-    and `point` (where it ended) and `rounded`; seconds in `spent` include the measuring of lanes; `created` and
+    and `point` (where it ended) and `rounded`; `lanes` is how many trials a bundle may have, `packed` how many of the
+    ended ones the largest had; seconds in `spent` include the measuring of lanes; `created` and
     `owner.since` are Unix seconds. A search whose `spec` is damaged has none, and no best.
     """
     events = search.log()
@@ -94,6 +105,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         },
         "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),
         "lanes": lanes if isinstance(lanes, int) else calibrations[-1]["lanes"] if calibrations else None,
+        "packed": max(Counter(outcome.bundle_id for outcome in ended.values()).values(), default=0),
         "labels": document.get("labels", {}),
         "spec": spec,
     }

@@ -14,6 +14,8 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
+from service.show import counted
+
 LEVEL = 0.05
 LEAST_REPEATS = 3
 
@@ -73,7 +75,7 @@ def in_words(scores: Mapping[str, Mapping[int, float]], what: str = "test error"
     repeats = len(common)
     if len(whole) < 2 or repeats < LEAST_REPEATS:
         needs = f"at least two arms and {LEAST_REPEATS} repeats (search seeds)"
-        got = f"{len(whole)} of {len(scores)} arms with scores and {repeats} repeats that they share"
+        got = f"{len(whole)} of {len(scores)} arms with scores and {counted(repeats, 'repeat')} that they share"
         return f"No verdict: a comparison of methods needs {needs}, but got {got}.{ending}"
     return _judged({arm: [own[repeat] for repeat in common] for arm, own in whole.items()}, what, noise) + ending
 

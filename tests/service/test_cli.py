@@ -22,6 +22,7 @@ import pytest
 from cli_cases import IRIS, PROGRAM, QUIET, SLOWER, failing, python, rows, strict
 
 from service.cli import main
+from service.summary import WitnessStore, summary
 from trials.store import Store
 
 # -- what is printed ---------------------------------------------------------------------------------------------------
@@ -369,3 +370,14 @@ def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "continua run --resume" in err
     assert "--executor here" in err
+
+
+def test_lanes_are_told_as_allowed_and_as_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "iris.yaml").write_text(IRIS)
+    for lanes, words in ((64, "64 at most, 4 in the largest bundle"), (4, "4")):
+        more = ["--set", f"resources.lanes={lanes}", "--executor", "here", "--store", f"st{lanes}", "-q"]
+        assert main(["run", "iris.yaml", *more]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lanes")]
+        assert line.split(maxsplit=1)[1] == words
+    found = WitnessStore(tmp_path / "st64")
+    assert {n: summary(found.search(found.searches()[0]))[n] for n in ("lanes", "packed")} == {"lanes": 64, "packed": 4}

@@ -72,7 +72,7 @@ def test_a_search_whose_workers_are_killed_says_why_and_goes_on_when_that_is_men
     told = f"error: the search failed: {found['why']}"
     assert "its worker died 1 times while training it; the last one said: loaded (killed by SIGKILL" in told
     resuming = f"continua run --resume {found['search_id']} --store {tmp_path / 'st'}"
-    assert f"{told}\nits 2 lost trials are trained again when you go on with: {resuming}\n" in err
+    assert f"{told}\n2 lost trials will be trained again; mend the cause, then go on with: {resuming}\n" in err
     assert main(["show", "killed", "--store", "st"]) == 0
     assert f"failed: {found['why']}\n" in capsys.readouterr().out
     rows_told = rows(tmp_path / "st", "SELECT ending, error FROM trials ORDER BY number", capsys)

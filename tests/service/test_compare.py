@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from cli_cases import failing
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -285,6 +286,17 @@ def test_false_alarms_are_as_rare_as_promised():
         any(pair.shown for pair in paired({arm: list(rng.normal(0, 1, 5)) for arm in "abcd"})) for _ in range(400)
     )
     assert alarms <= stats.binom.ppf(0.999, 400, 0.05)
+
+
+@pytest.mark.parametrize("command", ["show", "best"])
+def test_a_comparison_shown_as_a_search_is_pointed_to_its_report(done, capsys, command):
+    path, store, _, identity = done
+    for word in (identity, identity[:3]):
+        (error,) = failing([command, word, "--store", str(store.root)], 2, capsys)
+        report = f"continua report {identity} --store {path / 'store'}"
+        assert error == f"error: search: {word!r} is a comparison; see it with: {report}"
+    (error,) = failing(["show", f"{identity}-random", "--store", str(store.root)], 2, capsys)
+    assert "begins 3" in error  # of one arm, so a search is meant
 
 
 def test_a_comparison_that_is_not_there_is_named_with_the_nearest(done):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from search_spaces import Invalid, Space, Topology
 from search_spaces.graph_networks import Cell, Fabric, Graphon
+from service.cli import main
 from service.graph_rules import MOST_OPERATIONS, size_faults
 from service.spec import SearchSpec, check
 
@@ -156,3 +158,14 @@ def test_advice_on_a_bound_names_what_the_space_has(network, space, bound, advic
         check(data)
     (fault,) = caught.value.faults
     assert fault.endswith(advice)
+
+
+def test_what_a_dry_run_counts_has_its_plural(tmp_path, capsys):
+    topology = {**GRAPHON, "nodes": 1}
+    (tmp_path / "graph.json").write_text(json.dumps(spec(topology)))
+    for batch, points in ((1, "1 point"), (2, "2 points")):
+        assert main(["run", str(tmp_path / "graph.json"), "--dry-run", "--set", f"search={{batch: {batch}}}"]) == 0
+        out = capsys.readouterr().out
+        assert f"# a generation: {points}\n" in out
+        assert "# smallest network: width.0 4, topology 1 edge; " in out
+        assert "# largest network: width.0 4, topology 2 edges; " in out
