@@ -12,8 +12,7 @@ gradient of the training loss moves them (hypergradient `descent`). Measured:
     slopes      dL/ds just left and right of the whole strides of a network trained there: `trapped` is the share that
                 is below 0 on the left and above 0 on the right
     accuracy    on test rows: at the real strides, at the rounded ones, and retrained from scratch at the rounded ones,
-                as the kind makes them whole and (`strided`) as strided convolutions; batch norms take their statistics
-                anew from training rows before (`as it was`: retrained, without)
+                as the kind makes them whole and (`strided`) as strided convolutions
     FLOPs       of a forward pass at the end, and of the whole training: live and executed, over those of the strided
                 network; seconds of a training step likewise, in turns
 
@@ -32,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks import timing
 from benchmarks.machine import facts
@@ -42,7 +40,6 @@ from search_spaces.networks import ConvNet
 from trials.allocator import keep_freed_memory
 from trials.fused import FusedRun
 from trials.hypergradients.method import Method
-from trials.metrics import measure
 from trials.noise import fold
 from trials.plan import Plan
 from trials.records import Bundle, Outcome, Trial
@@ -53,7 +50,6 @@ from trials.training import Training
 STARTS = ((1, 1, 2), (2, 1, 1), (1, 2, 2), (2, 2, 1), (2, 2, 2), (3, 1, 2), (1, 3, 1), (3, 2, 3))
 HIGH = 4.0  # the greatest stride
 FAR = 0.25  # beyond which a stride has left
-SETTLING, BATCH = 2000, 100  # training rows from which batch norms take their statistics, at a time
 ASIDE = 0.02  # how far beside a whole stride slopes are taken
 PICTURES = {"kind": "images", "train": "mnist/train.parquet", "test": "mnist/test.parquet", "rows": 3000}
 TASKS: dict[str, str | Mapping[str, object]] = {"digits": "uci/digits-images", "mnist": PICTURES}
@@ -93,7 +89,6 @@ class Row:
     rounded: tuple[float, ...]
     retrained: tuple[float, ...]
     strided: tuple[float, ...]
-    as_it_was: tuple[float, ...]
     ended: tuple[tuple[float, ...], ...]
     forward_kflops: float
     whole_kflops: float
@@ -186,38 +181,15 @@ def slopes(plan: Plan, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
     return found[-ASIDE], found[ASIDE]
 
 
-def retrained(plan: Plan, strides: Sequence[Sequence[float]], scale: Scale) -> tuple[list[Outcome], list[list[float]]]:
-    """Trainings from scratch at whole strides, with fresh weights and orders of rows: outcomes, and the settled
-    accuracies of each training's lanes."""
-    outcomes, accuracies = [], []
-    for r in range(scale.retrainings):
-        run = run_of(replace(plan, seed=fold(plan.seed, "again", r) >> 2), strides)
-        outcomes += trained(run)
-        accuracies.append(settled(run))
-    return outcomes, accuracies
+def retrained(plan: Plan, strides: Sequence[Sequence[float]], scale: Scale) -> list[list[Outcome]]:
+    """Trainings from scratch at whole strides, with fresh weights and orders of rows."""
+    seeds = [fold(plan.seed, "again", r) >> 2 for r in range(scale.retrainings)]
+    return [trained(run_of(replace(plan, seed=seed), strides)) for seed in seeds]
 
 
-@torch.no_grad()
-def settled(run: FusedRun) -> list[float]:
-    """Test accuracies of the lanes as they are now, with batch norms that have seen training rows through them."""
-    found = []
-    for lane in range(len(run.lanes)):
-        module = run.program.module(lane).train()
-        for norm in module.modules():
-            if isinstance(norm, _BatchNorm):
-                norm.reset_running_stats()
-                norm.momentum = None  # a plain average over batches
-        for first in range(0, min(len(run.data.y_R), SETTLING), BATCH):
-            module(run.data.batch(torch.arange(first, first + BATCH) % len(run.data.y_R))[0])
-        module.eval()
-        logits_KOR = torch.cat([module(x).mT.unsqueeze(0) for x in run.scored.chunks()], 2)
-        found.append(1 - float(measure("classification", logits_KOR, run.scored.y_R)["val_error"]))
-    return found
-
-
-def means(accuracies: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Lane by lane, over trainings."""
-    return tuple(float(mean) for mean in np.mean(accuracies, axis=0))
+def accuracies(outcomes: Sequence[Sequence[Outcome]]) -> tuple[float, ...]:
+    """Lane by lane, the mean over trainings."""
+    return tuple(float(np.mean([1 - (o.value or 0.0) for o in lane])) for lane in zip(*outcomes, strict=True))
 
 
 def step_ratios(
@@ -245,19 +217,16 @@ def measured(task: Task, kind: str, scale: Scale, seed: int = 0) -> Row:
     moving, still = (plan_of(task, kind, scale, seed, moves=moves) for moves in (True, False))
     strided, names = plan_of(task, "shrink", scale, seed, moves=False), list(moving.space.parameters)
     starts = [[float(s or 0.0) for s in point.values()] for point in points_of(moving, scale.starts)]
-    run = run_of(moving, scale.starts)
-    lanes, rounded = trained(run), settled(run)  # a run ends at the rounded strides
-    assert run.architecture is not None
-    run.program.sample(run.architecture.widths.grades())
+    lanes = trained(run_of(moving, scale.starts))
     # of the three kinds only a shrinking stride is jittered: the others' lanes would be the same ones again
     exact = trained(run_of(replace(moving, network=_unjittered(moving)), scale.starts)) if kind == "shrink" else lanes
     escaped, from_one = escape_rates(starts, ends_of(exact, names))
     left, right = slopes(still, scale)
     two_sided = np.array(scale.starts) >= 2
     ends, whole = (ends_of(lanes, names, whole=rounds) for rounds in (False, True))
-    (again, retrained_at), (plain, strided_at) = (retrained(plan, whole, scale) for plan in (still, strided))
+    again, plain = (retrained(plan, whole, scale) for plan in (still, strided))
     spent = {what: np.mean([getattr(o.spent, what) for o in lanes]) for what in ("flops", "executed_flops")}
-    baseline = float(np.mean([o.spent.flops for o in plain]))
+    baseline = float(np.mean([o.spent.flops for o in plain[0]]))
     step, move = step_ratios(moving, ends, strided, whole, scale.repeats)
     assert moving.network is not None
     return Row(
@@ -269,11 +238,10 @@ def measured(task: Task, kind: str, scale: Scale, seed: int = 0) -> Row:
         left=float(left[two_sided].mean()),
         right=float(right[two_sided].mean()),
         right_of_one=float(right[~two_sided].mean()),
-        real=means([settled(run)]),
-        rounded=means([rounded]),
-        retrained=means(retrained_at),
-        strided=means(strided_at),
-        as_it_was=means(np.array([1 - (o.value or 0.0) for o in again]).reshape(scale.retrainings, -1).tolist()),
+        real=accuracies([lanes]),
+        rounded=tuple(1 - o.metrics["rounded_value"] for o in lanes),
+        retrained=accuracies(again),
+        strided=accuracies(plain),
         ended=tuple(map(tuple, ends)),
         forward_kflops=_mean_kflops(moving, [o.point for o in lanes]),
         whole_kflops=float(np.mean([o.metrics["forward_flops"] for o in lanes])) / 1e3,
@@ -325,7 +293,7 @@ def table(rows: Sequence[Row]) -> str:
     """One row a kind, and which one wins."""
     heads = (
         "kind | escaped from 2, 3 | jittered | from 1 | dL/ds left | right | trapped | right of 1 | accuracy, real "
-        "| rounded | retrained | as it was | strided | kFLOPs | whole | live | executed | step | move"
+        "| rounded | retrained | strided | kFLOPs | whole | live | executed | step | move"
     )
     lines = [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1)]
     for row in rows:
@@ -333,8 +301,7 @@ def table(rows: Sequence[Row]) -> str:
         slope = [f"{row.left:+.3f}", f"{row.right:+.3f}", f"{row.trapped:.0%}", f"{row.right_of_one:+.3f}"]
         scores = [f"{100 * np.mean(own):.1f}" for own in (row.real, row.rounded)]
         scores += [
-            f"{100 * np.mean(own):.1f} ± {100 * np.std(own, ddof=1):.1f}"
-            for own in (row.retrained, row.as_it_was, row.strided)
+            f"{100 * np.mean(own):.1f} ± {100 * np.std(own, ddof=1):.1f}" for own in (row.retrained, row.strided)
         ]
         cost = [f"{row.forward_kflops:.0f}", f"{row.whole_kflops:.0f}"]
         ratios = (row.live_ratio, row.executed_ratio, row.seconds_ratio, row.move_ratio)

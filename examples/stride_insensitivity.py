@@ -15,9 +15,7 @@ products differ, from 3 to 64: among settings of one product fixed strides diffe
     fixed resize,    those two left at their whole strides: what is due to how a map is made smaller, which keeps more
     fixed spectral   cells than a strided convolution, and not to the movement
 
-An arm's insensitivity is its spread: the mean test accuracy of its best setting less that of its worst. Before a
-network is measured, its batch norms take their statistics anew from training rows: at a learning rate that stays high,
-running ones lag behind the network. What it scores with those is told beside (`as it was`).
+An arm's insensitivity is its spread: the mean test accuracy of its best setting less that of its worst.
 """
 
 from __future__ import annotations
@@ -42,7 +40,6 @@ matplotlib.use("Agg")  # no window, no display
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces import Invalid, Space
 from search_spaces.extent import least_stride
@@ -50,7 +47,6 @@ from search_spaces.networks import ConvNet
 from trials.allocator import keep_freed_memory
 from trials.fused import FusedRun
 from trials.hypergradients.method import Method
-from trials.metrics import measure
 from trials.plan import Plan
 from trials.records import Bundle, Outcome, Trial
 from trials.tasks import Task, load
@@ -62,7 +58,6 @@ SETTINGS = ((1, 1, 3), (3, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4))
 HIGH = 5.0  # the greatest stride
 COLOURS = {"fixed": "0.35", "shrink": "tab:blue", "resize": "tab:orange", "spectral": "tab:green"}
 RESAMPLES = 4000
-SETTLING, BATCH = 2000, 100  # training rows from which batch norms take their statistics, at a time
 DIGITS = "digits"
 FILES = {name: {part: f"{name}/{part}.parquet" for part in ("train", "test")} for name in ("mnist", "cifar10")}
 Strides = tuple[int, ...]
@@ -84,16 +79,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What came of a training: test accuracies at its real strides and at the rounded ones, that at the real ones with
-    the running statistics as they were, where the strides ended, FLOPs of a forward pass there (real and rounded), the
-    seconds that it took."""
+    """What came of a training: test accuracies at its real strides and at the rounded ones, where the strides ended,
+    FLOPs of a forward pass there (real and rounded), the seconds that it took."""
 
     arm: str
     start: Strides
     seed: int
     accuracy: float
     rounded: float
-    as_it_was: float
     ended: tuple[float, ...]
     flops: float
     rounded_flops: float
@@ -149,38 +142,18 @@ def train(job: Job) -> Run:
         outcome = next(record for record in run.records() if isinstance(record, Outcome))
         if outcome.value is None:
             raise SystemExit(f"{job.arm} from {name_of(job.start)}, seed {job.seed}: {outcome.ending}")
-        rounded = settled_accuracy(run)  # a run ends at the rounded sizes
-        if run.architecture is not None:
-            run.program.sample(run.architecture.widths.grades())
-        accuracy = settled_accuracy(run)
     sizes = plan.network.sizes(outcome.point)
     return Run(
         arm=job.arm,
         start=job.start,
         seed=job.seed,
-        accuracy=accuracy,
-        rounded=rounded,
-        as_it_was=1 - outcome.value,
+        accuracy=1 - outcome.value,
+        rounded=1 - outcome.metrics["rounded_value"],
         ended=tuple(float(outcome.point[name] or 0.0) for name in point),
         flops=plan.priced(plan.network.named(sizes))["forward_flops"],
         rounded_flops=outcome.metrics["forward_flops"],
         seconds=outcome.spent.device_s,
     )
-
-
-@torch.no_grad()
-def settled_accuracy(run: FusedRun) -> float:
-    """Test accuracy with batch norms that have seen training rows through the network as it is now."""
-    module = run.program.module(0).train()
-    for norm in module.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over batches
-    for first in range(0, min(len(run.data.y_R), SETTLING), BATCH):
-        module(run.data.batch(torch.arange(first, first + BATCH, device=run.device) % len(run.data.y_R))[0])
-    module.eval()
-    logits_KOR = torch.cat([module(x).mT.unsqueeze(0) for x in run.scored.chunks()], 2)
-    return 1 - float(measure("classification", logits_KOR, run.scored.y_R)["val_error"])
 
 
 def study(jobs: Sequence[Job], each: Callable[[Sequence[Job]], Iterator[Run]]) -> list[Run]:
@@ -297,17 +270,15 @@ def as_markdown(runs: Sequence[Run]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "| arm | mean % | spread, points | sd over settings | less than fixed | | rounded: mean % | spread "
-        "| as it was: mean % | spread |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | mean % | spread, points | sd over settings | less than fixed | | rounded: mean % | spread |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    others = {what: insensitivity(runs, what) for what in ("rounded", "as_it_was")}
+    at_whole = insensitivity(runs, "rounded")
     for arm, found in insensitivity(runs).items():
         less = f"{100 * found.less:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] | {found.words}"
         cells = [arm, f"{100 * by_setting(runs, arm).mean():.1f}", f"{100 * found.spread:.1f}"]
         cells += [f"{100 * found.deviation:.1f}", "|" if arm == "fixed" else less]
-        for what, spreads in others.items():
-            cells += [f"{100 * by_setting(runs, arm, what).mean():.1f}", f"{100 * spreads[arm].spread:.1f}"]
+        cells += [f"{100 * by_setting(runs, arm, 'rounded').mean():.1f}", f"{100 * at_whole[arm].spread:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", verdict(runs)])
 

@@ -209,7 +209,7 @@ FEW = strides.Scale(starts=((1, 2, 1), (2, 1, 3)), epochs=2, retrainings=1, widt
 def test_a_kind_of_stride_is_measured_lane_by_lane():
     row = strides.measured(strides.load("uci/digits-images"), "resize", FEW)
     assert row.kind == "resize"
-    for scores in (row.real, row.rounded, row.retrained, row.strided, row.as_it_was):
+    for scores in (row.real, row.rounded, row.retrained, row.strided):
         assert len(scores) == 2
         assert all(0 <= score <= 1 for score in scores)
     starts = [list(map(float, lane)) for lane in FEW.starts]

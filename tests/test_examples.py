@@ -141,7 +141,7 @@ def test_strides_are_trained_from_every_start_by_every_arm(tmp_path, monkeypatch
 
 def runs_of(accuracies):
     """Runs from an array [setting, seed] an arm."""
-    facts = {"rounded": 0.5, "as_it_was": 0.5, "ended": (1.0,), "flops": 1.0, "rounded_flops": 1.0, "seconds": 1.0}
+    facts = {"rounded": 0.5, "ended": (1.0,), "flops": 1.0, "rounded_flops": 1.0, "seconds": 1.0}
     return [
         stride_insensitivity.Run(arm=arm, start=(i + 1,), seed=seed, accuracy=accuracy, **facts)
         for arm, values in accuracies.items()
