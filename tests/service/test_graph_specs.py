@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
 import pytest
 
 from search_spaces import Invalid, Space, Topology
+from search_spaces.drawing import node_name
 from search_spaces.graph_networks import Cell, Fabric, Graphon
 from service.cli import main
 from service.graph_rules import MOST_OPERATIONS, size_faults
@@ -169,3 +171,22 @@ def test_what_a_dry_run_counts_has_its_plural(tmp_path, capsys):
         assert f"# a generation: {points}\n" in out
         assert "# smallest network: width.0 4, topology 1 edge; " in out
         assert "# largest network: width.0 4, topology 2 edges; " in out
+
+
+def test_a_topology_s_numbers_are_those_that_the_manual_says():
+    """docs/spec.md, under `space`."""
+    free = Topology(nodes=2, operations=("conv3", "skip"))
+    told = [(edge.source, edge.target, operation) for edge, operation in free.units]
+    assert told == [(i, j, o) for i, j in ((0, 1), (0, 2), (1, 2)) for o in ("conv3", "skip")]
+    woven = Topology(kind="fabric", layers=2, scales=2, operations=("conv3", "skip"))
+    ends = [(node_name(woven, edge.source), node_name(woven, edge.target)) for edge, _ in woven.units]
+    assert ends[:5] == [("l0s0", "l1s0")] * 2 + [("l0s0", "l1s1")] * 2 + [("l0s1", "l1s0")]
+    assert list(woven.coordinates("topology"))[:2] == ["topology.0", "topology.1"]
+    smooth = Topology(kind="graphon", nodes=3, coefficients=4, operations=("conv3", "skip"))
+    numbers = [0.5] * 8
+    numbers[4 + 3] = 0.75  # the term (1, 1) of the second operation's kernel
+    for (edge, operation), grade in zip(smooth.units, smooth.grades(numbers), strict=True):
+        u, v = ((node + 0.5) / 4 for node in (edge.source, edge.target))
+        term = math.cos(math.pi * u) * math.cos(math.pi * v)
+        f = 8 * (0.75 - 0.5) * term if operation == "skip" else 0.0
+        assert grade == pytest.approx(1 / (1 + math.exp(-f)))
