@@ -174,10 +174,14 @@ def spec_notes(spec: Any, task: Any) -> list[str]:
     if mode != better:
         notes.append(f"objective: {metric} is better the other way, but mode={mode} was asked for")
     if isinstance(network, Own):
-        kept = {"width": "unit", "depth": "block", "topology": "edge"}
+        kept = {"width": "unit", "depth": "block"}
         notes += [
             f"network: the space has no {gate.role} `{gate.name}`, so that gate "
-            + (f"keeps all of its {counted(gate.maximum, kept[gate.role])}" if gate.role in kept else "does not move")
+            + (
+                f"keeps all of its {counted(gate.maximum, kept[gate.role])}"
+                if gate.role in kept
+                else "stays where it is"
+            )
             for gate in network.found
             if gate.name not in spec.space.parameters
         ]
@@ -188,6 +192,12 @@ def spec_notes(spec: Any, task: Any) -> list[str]:
     steps = spec.training.steps(rows)
     if method.kind != "none" and not structural and method.warmup >= steps:
         notes.append(f"search.hypergradient: a training has {steps} steps and warmup={method.warmup}, so nothing moves")
+    soft = network.membership in ("band", "concrete") or network.membership == "auto"  # of a width that moves: a band
+    if method.kind != "none" and network.growth != "fresh" and soft:
+        notes.append(
+            f"network.growth: every unit of a {'band' if network.membership == 'auto' else network.membership} has a "
+            f"grade above 0 from the start, so none begins by {network.growth!r}; take membership: interval"
+        )
     if "batch_size" not in structural and spec.training.batch_size > rows:
         notes.append(f"training.batch_size: {spec.training.batch_size} is more than the {rows} rows; each is repeated")
     return notes

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from search_spaces import Point, Value
+from search_spaces.cost import COST_METRICS
 from trials.architecture import Architecture
 from trials.augment import augment_noise, augmented
 from trials.batches import Rows
@@ -287,6 +288,13 @@ class FusedRun:
             spent=self._spent(i),
         )
 
+    def _overshot(self, rounded: Point, costs: Mapping[str, float]) -> str:
+        """The bounds that the rounded network overshoots, in words."""
+        if self.plan.excess(rounded) <= 0:
+            return ""
+        each = ((name, costs[COST_METRICS[name]], bound) for name, bound in self.plan.bounds.items())
+        return ", ".join(f"{name} {cost:,.0f} > {bound:,.0f}" for name, cost, bound in each if cost > bound)
+
     def _outcome(
         self,
         i: int,
@@ -304,7 +312,8 @@ class FusedRun:
             gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
             found = {**means, **self.plan.priced(self._named(rounded)), **gap}
         ending = Ending.COMPLETE if math.isfinite(value) else Ending.NAN if metrics else Ending.CANCELLED
-        if ending is Ending.COMPLETE and self.plan.gradient and self.plan.excess(rounded) > 0:
+        overshot = self._overshot(rounded, found) if ending is Ending.COMPLETE and self.plan.gradient else ""
+        if overshot:
             ending = Ending.INFEASIBLE
         return outcome_of(
             trial,
@@ -313,6 +322,7 @@ class FusedRun:
             point=point,
             value=value if ending is Ending.COMPLETE else None,
             metrics=found,
+            error=f"no whole network near where it moved meets the bounds: {overshot}" if overshot else None,
             rounded=rounded,
             step=step,
             spent=self._spent(i),

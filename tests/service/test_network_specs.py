@@ -237,6 +237,34 @@ def test_a_parameter_without_a_gate_and_a_gate_without_a_parameter(folder: Path)
     ]
 
 
+@pytest.mark.parametrize(
+    ("membership", "growth", "moved", "told"),
+    [
+        (
+            "auto",
+            "zero",
+            True,
+            ["network.growth: every unit of a band has a grade above 0 from the start, so none begins"],
+        ),
+        ("interval", "zero", True, []),
+        ("auto", "fresh", True, []),
+        ("auto", "zero", False, []),
+    ],
+)
+def test_growth_that_has_nothing_to_do_is_told(membership: str, growth: str, moved: bool, told: list[str]) -> None:
+    moving: dict[str, Any] = {"moved_by": "gradient"} if moved else {}
+    checked, task = check(
+        spec(
+            network={"kind": "mlp", "layers": 1, "membership": membership, "growth": growth},
+            space={"width.0": {**WIDTH, **moving}},
+            search={"hypergradient": {"kind": "descent" if moved else "none", "warmup": 1}},
+        )
+    )
+    found = spec_notes(checked, task)
+    assert len(found) == len(told)
+    assert all(note.startswith(words) for note, words in zip(found, told, strict=True))
+
+
 def test_a_plan_leaves_the_users_code_at_home(folder: Path) -> None:
     """On Ray a controller lives where the user's module cannot be imported; it still rounds and prices."""
     checked, task = check(own(constraints={"parameters": {"max": 60}}), directory=folder)

@@ -213,3 +213,5 @@ def test_a_graph_rounds_to_one_path_before_it_overshoots_and_has_no_value_where_
         assert outcome.ending is ending
         assert (outcome.value is None) is (ending is Ending.INFEASIBLE)
         assert outcome.metrics["parameters"] == path
+        told = f"no whole network near where it moved meets the bounds: parameters {path:,.0f} > {bound:,.0f}"
+        assert outcome.error == (told if ending is Ending.INFEASIBLE else None)
