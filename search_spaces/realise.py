@@ -41,6 +41,12 @@ from search_spaces.space import Space
 from search_spaces.topology import TopologyGate
 from search_spaces.width import Gate, MemberGate, gates_of, held
 
+ACTS = {  # how a gate acts, so that it can be traced
+    "width": "after the layer whose units it gates",
+    "stride": "by a Stride after the layer that strides",
+    "depth": "by a Passing after each block",
+    "topology": "by a Mix of the terms that it grades",
+}
 SEED = 0  # what a user's own layers, which we do not initialise, are drawn from
 
 
@@ -217,10 +223,10 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
     roles = roles_of(module)
     flow: Flow | None
     try:
-        flow = Flow(module, example)
+        flow = Flow(held(module), example)
         faults += flow.faults + [
-            f"network: the gate {gate!r} must be called in forward, after the layer whose units it gates, but it never "
-            "is; call it, or drop it."
+            f"network: the gate {gate!r} must be called in forward, {ACTS[_type(gates[gate], role)]}, but it never is; "
+            "call it, or drop it."
             for gate, role in (() if flow.faults else roles.items())
             if gate not in (flow.groups if role == "width" else flow.gates)
         ]
@@ -239,6 +245,13 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
     return network.resolved(
         factory, found, costs, alone=flow is None or draws(flow.graph) or _odd_norms(flow), whole=whole
     )
+
+
+def _type(gate: Gate, role: str) -> str:
+    """The role that a gate is made for, whether it has it or not."""
+    if isinstance(gate, TopologyGate | strides.StrideGate):
+        return "topology" if isinstance(gate, TopologyGate) else "stride"
+    return role
 
 
 def _found(gate: Gate, role: str) -> Found:

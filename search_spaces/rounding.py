@@ -37,7 +37,7 @@ def round_within(
             each = topology.coefficients if topology.kind == "graphon" else 1
             numbers = network.numbers_of(gate)
             shrinking.update(numbers[::each])
-            flat |= {number: 0.5 for number in numbers if number not in shrinking}
+            flat |= {number: 0.5 for number in numbers if number not in shrinking and number in point}
 
     def shrunk(factor: float) -> Point:
         scaled = {

@@ -114,6 +114,7 @@ class FusedRun:
                 self._step(step, order, outer_order)
             done = stop
             if stop == self.steps:
+                self._settle()
                 self._recalibrate(order)
             metrics = self._measured() if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
@@ -195,10 +196,14 @@ class FusedRun:
     def _measured(self) -> dict[str, np.ndarray]:
         if self.architecture is None:
             return self._scores()
-        self.architecture.settle()
+        self._settle()
         widths = self.architecture.widths
         told = widths.wiring(widths.coordinates_KP)
         return {**self._scores(), **{name: value_K.cpu().numpy() for name, value_K in told.items()}}
+
+    def _settle(self) -> None:
+        if self.architecture is not None:
+            self.architecture.settle()
 
     def _scores(self) -> dict[str, np.ndarray]:
         logits_KOR = torch.cat([self.program.predict(x) for x in self.scored.chunks()], 2)
@@ -220,8 +225,6 @@ class FusedRun:
         """Batch norms take their statistics from training rows as the finished network sees them."""
         if not self.program.normed:
             return
-        if self.architecture is not None:
-            self.architecture.settle()
         batches = [self.data.batch(places)[0] for places in order[: self.training.norm_steps(len(self.data.y_R))]]
         self.program.recalibrate(batches)
         self.executed_K += len(batches) * self.batch * self._forward_K

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import Space
+from search_spaces import Invalid, Space
+from search_spaces.blocks import Mix
 from search_spaces.networks import ConvNet, Network, Own
-from search_spaces.realise import resolve
+from search_spaces.realise import realise, resolve
 from search_spaces.stride import Stride
 from search_spaces.topology import TopologyGate
 from search_spaces.width import WidthGate
@@ -41,8 +42,16 @@ class Wired(nn.Module):
         super().__init__()
         self.edges = TopologyGate("edges", PATH)
         self.edges.set(w)
+        self.mix = Mix(self.edges, (0, 1))
         self.one = nn.Conv2d(1, 1, 1)
         self.last = nn.Linear(1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.mix(self.one(x), x).mean((2, 3)))
+
+
+class ByHand(Wired):
+    """The same, of which no tracing can tell."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         m_U = self.edges.grades()
@@ -88,6 +97,16 @@ def test_a_graph_on_which_the_space_is_silent_stands_where_its_gate_does() -> No
     assert sizes == {"edges.0": 0.25, "edges.1": 0.75}
     assert network.whole_sizes(network.rounded({}))["edges"] == (1,)
     assert network.sizes({"edges.0": 0.5, "edges.1": 0.0}) == (0.5, 0.0)
+
+
+def test_a_graph_that_is_graded_by_hand_is_refused_before_it_trains() -> None:
+    with pytest.raises(Invalid) as caught:
+        resolved(lambda: ByHand([0.25, 0.75]))
+    assert caught.value.faults == (
+        "network: the gate 'edges' must be called in forward, by a Mix of the terms that it grades, but it never is; "
+        "call it, or drop it.",
+    )
+    assert sorted(realise(resolved(lambda: Wired([0.25, 0.75])), (1, SIDE, SIDE), 3).module.state_dict())
 
 
 @pytest.mark.parametrize("network", [ConvNet(layers=1, growth="gradmax"), ConvNet(layers=2, growth="gradmax")])

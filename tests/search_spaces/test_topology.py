@@ -397,10 +397,21 @@ def test_statistics_by_hand() -> None:
     assert float(edges_kept(PAIR, m_U)) == 3.0
     assert float(skip_share(PAIR, m_U)) == pytest.approx(1 / 3, rel=1e-14)
     slope_U = jacrev(lambda m: skip_share(PAIR, m))(m_U)
-    assert slope_U.tolist() == pytest.approx([2 / 9, -1 / 9, -1 / 9] * 3, rel=1e-12)
+    assert slope_U.tolist() == pytest.approx([2 / 9, 0, -1 / 9] * 3, rel=1e-12)  # `zero` is nothing
     slope_U = jacrev(lambda m: undecided(PAIR, m))(m_U)  # log2(1 / m - 1) for each of six
     third = math.log2(3) / 6
     assert slope_U.tolist() == pytest.approx([0, 0, 0, third, 0, 0, third, 0, 0], abs=1e-14)
+
+
+def test_units_on_no_path_count_in_no_statistic() -> None:
+    lattice = Topology(kind="fabric", layers=3, scales=3, operations=("skip", "conv1"))
+    useless = sorted(set(range(len(lattice.units))) - set(lattice.useful))
+    assert useless
+    m_U = torch.rand(len(lattice.units), generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    other_U = m_U.clone()
+    other_U[useless] = 0.5
+    for statistic in (undecided, edges_kept, skip_share):
+        assert torch.equal(statistic(lattice, m_U), statistic(lattice, other_U))
 
 
 def test_statistics_of_nothing() -> None:

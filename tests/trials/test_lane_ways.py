@@ -20,6 +20,7 @@ from trials.lanes.dense import DenseShape
 from trials.lanes.gated import DenseProgram
 from trials.lanes.initial import Start
 from trials.lanes.looped import LoopedLanes
+from trials.lanes.program import anew
 from trials.lanes.vmapped import VmappedLanes
 from trials.optimisers import Rule
 from trials.training import WAYS
@@ -401,3 +402,35 @@ def test_gradmax_has_the_steepest_gradient_of_all_directions(way: str) -> None:
     for _ in range(50):
         other = torch.randn(len(chosen), generator=generator, dtype=torch.float64)
         assert steepness(other / other.norm() * chosen.norm()) <= found * (1 + 1e-9)
+
+
+def test_calibration_leaves_frozen_and_unreached_norms_what_they_know() -> None:
+    """As a network has them that keeps statistics of elsewhere; the others become torch's own averages."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.unused, self.live = (nn.BatchNorm1d(3) for _ in range(3))
+            self.frozen.running_mean, self.unused.running_var = torch.full((3,), 3.0), torch.full((3,), 9.0)
+
+        def train(self, mode: bool = True) -> Partly:
+            super().train(mode)
+            self.frozen.eval()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.live(self.frozen(x))
+            return out
+
+    module, batches = (
+        Partly().train(),
+        [torch.randn(8, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)],
+    )
+    with torch.no_grad(), anew(module):
+        for x in batches:
+            module(x)
+    assert module.frozen.running_mean.tolist() == [3.0] * 3  # type: ignore[union-attr]
+    assert module.unused.running_var.tolist() == [9.0] * 3  # type: ignore[union-attr]
+    mean = torch.stack([module.frozen(x).mean(0) for x in batches]).mean(0)
+    torch.testing.assert_close(module.live.running_mean, mean)
+    assert [norm.momentum for norm in (module.frozen, module.unused, module.live)] == [0.1] * 3

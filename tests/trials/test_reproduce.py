@@ -35,6 +35,8 @@ NETWORKS: dict[str, Network] = {
     "mlp of support": MLP(layers=2, membership="support_nodes"),
     "convnet": ConvNet(layers=2),
     "convnet under ntk": ConvNet(layers=2, parametrisation="ntk"),
+    "convnet of nested": ConvNet(layers=2, membership="nested"),
+    "convnet of concrete": ConvNet(layers=2, membership="concrete"),
     "residual under mup": Residual(stages=1, blocks=1, parametrisation="mup"),
     "strides": ConvNet(layers=2, norm="batch"),
     "strides and depth": Residual(stages=2, blocks=2, stride="resize"),

@@ -86,23 +86,26 @@ def in_chunks(x: Tensor, rows: int = 1024) -> Sequence[Tensor]:
 
 
 def norms_of(module: nn.Module) -> list[_BatchNorm]:
-    """The batch norms that remember."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    """The batch norms that remember; frozen ones, which their owner keeps in evaluation mode, have done so before."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None and m.training]
 
 
 @contextlib.contextmanager
 def anew(module: nn.Module) -> Iterator[None]:
-    """Passes after which batch norms remember the average of these alone."""
+    """Passes after which batch norms remember the average of these alone; one that no pass reaches, what it knew."""
     norms = norms_of(module)
-    before = [norm.momentum for norm in norms]
+    before = [(norm.momentum, {name: b.clone() for name, b in norm.named_buffers(recurse=False)}) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
+        for norm, (momentum, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
+            if not norm.num_batches_tracked:
+                for name, buffer in buffers.items():
+                    getattr(norm, name).copy_(buffer)
 
 
 @contextlib.contextmanager
