@@ -310,9 +310,9 @@ def test_an_exception_is_an_error_with_the_end_of_its_traceback() -> None:
 @pytest.mark.parametrize("arm", ["black box", "bilevel"])
 def test_time_that_is_up_ends_as_cancelled(arm: str) -> None:
     plan = plan_of(**ARMS[arm])
-    plan = replace(plan, training=replace(plan.training, epochs=300, batch_size=8))
+    plan = replace(plan, training=replace(plan.training, epochs=3_000, batch_size=8))
     numbered = list(enumerate(points(plan, 2)))
-    for seconds in (0.0, 0.8):
+    for seconds in (0.0, 2.0):
         for outcome in train(plan, numbered, seconds=seconds).values():
             assert outcome.ending is Ending.CANCELLED
             assert outcome.value is None
