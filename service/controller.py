@@ -22,6 +22,7 @@ from enum import Enum
 from typing import Any
 
 from search_spaces import Point
+from service.goal import Goal, affordable, in_want
 from service.samplers import Asked, History, NoRoom, Sampler
 from service.samplers.contract import Known
 from trials.ledger import epochs, most_flops
@@ -44,17 +45,6 @@ DONE = Done.DONE
 
 class SearchFailed(RuntimeError):
     """The search cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """When a search is over: at the first of its budgets. Trials, epochs and FLOPs are never overrun."""
-
-    trials: int | None = None
-    epochs: float | None = None
-    flops: float | None = None
-    device_seconds: float | None = None
-    wall_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,34 +273,22 @@ class Controller:
     def _affordable(self, points: Sequence[Point], generation: int) -> list[Point]:
         """The leading points that surely fit: what earlier generations spent, and bounds on what runs and what is new.
 
-        Only outcomes of generations up to g - 2 are looked at, so that timing decides nothing.
+        Only outcomes of generations up to g - 2 are looked at, so that timing decides nothing. What the machine lost is
+        counted as if trained, for a resumed search trains it again.
         """
         if self.goal.flops is None and self.goal.epochs is None:
             return list(points)
         flops = passes = 0.0
         for g, trials in enumerate(self._generations):
             for trial in trials:
-                told = g <= generation - 2
-                flops += self._told[trial.number].spent.executed_flops if told else most_flops(self.plan, trial.point)
+                told = self._told[trial.number] if g <= generation - 2 else None
+                known = None if told is None or told.ending.retried else told
+                flops += known.spent.executed_flops if known else most_flops(self.plan, trial.point)
                 passes += epochs(self.plan, trial.point)
-        fitting: list[Point] = []
-        for point in points:
-            flops += most_flops(self.plan, point)
-            passes += epochs(self.plan, point)
-            if flops > (self.goal.flops or float("inf")) or passes > (self.goal.epochs or float("inf")):
-                self._too_dear = self._in_want(points)
-                break
-            fitting.append(point)
+        fitting = affordable(self.goal, self.plan, points, flops=flops, passes=passes)
+        if len(fitting) < len(points):
+            self._too_dear = in_want(self.goal, self.plan, points)
         return fitting
-
-    def _in_want(self, points: Sequence[Point]) -> str:
-        """What budget the cheapest of the points would have needed, in words."""
-        words = ""
-        for name, cost, budget in (("flops", most_flops, self.goal.flops), ("epochs", epochs, self.goal.epochs)):
-            least = min(cost(self.plan, point) for point in points)
-            if budget is not None and least > budget:
-                words += f"; the cheapest of {len(points)} points needs budget.{name} of {least:.4g}, not {budget:.4g}"
-        return words
 
     # -- packing -----------------------------------------------------------------------------------------------------
 

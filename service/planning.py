@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from service.controller import Goal
+from service.goal import Goal
 from service.samplers import Sampler, make_sampler
 from service.spec import SearchSpec
 from trials.plan import Plan

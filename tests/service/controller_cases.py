@@ -16,7 +16,8 @@ from typing import Any
 
 from search_spaces import Point, Space
 from search_spaces.networks import MLP
-from service.controller import Controller, Done, Goal
+from service.controller import Controller, Done
+from service.goal import Goal
 from service.samplers import Asked, History, RandomSampler, Sampler
 from trials.ledger import most_flops
 from trials.plan import Plan

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces import Point
-from service.controller import MAX_RETRIES, Done, Goal, best_of
+from service.controller import MAX_RETRIES, Done, best_of
+from service.goal import Goal
 from service.samplers import Asked, History, ListedSampler, RandomSampler
 from trials.ledger import most_flops
 from trials.query import query

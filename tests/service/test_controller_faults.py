@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from controller_cases import PLAN, SPACE, Crew, Seeing, controlled, events, final, value_of
 
-from service.controller import EQUAL_ERRORS, MAX_RETRIES, Done, Goal
+from service.controller import EQUAL_ERRORS, MAX_RETRIES, Done
+from service.goal import Goal
 from service.samplers import Asked, History, ListedSampler, NoRoom
 from trials.ledger import most_flops
 from trials.query import query
@@ -213,6 +214,19 @@ def test_resuming_trains_only_lost_trials_again_and_gives_each_its_tries_anew(se
     assert [t.number for b in again.trained for t in b.trials] == [2] * (MAX_RETRIES + 1)
     assert again.controller.progress().endings == {"complete": 1, "error": 1, "oom": 1}
     assert controlled(search, 3, goal=goal).progress().endings == {"complete": 1, "error": 1, "oom": 1}
+
+
+def test_lost_trials_that_are_trained_again_fit_the_budget(search):
+    """A lost trial has spent nothing, but may yet: what it may spend is not for later generations to buy with."""
+    cost = most_flops(PLAN, {"width.0": 5.0, "lr": 0.1, "batch_size": 16})
+    points = [{"width.0": 5.0, "lr": 0.1 + i / 100, "batch_size": 16} for i in range(30)]
+    how: dict[str, Any] = {"goal": Goal(flops=12.5 * cost), "lanes": 1, "sampler": ListedSampler(points)}
+    crew = Crew(controlled(search, **how), dies=lambda b: any(t.number < 6 for t in b.trials)).run()
+    assert crew.controller.progress().endings == {"preempted": 6, "complete": 6}
+    crew.controller.note("state", {"state": "failed", "why": "a reason"})
+    again = Crew(controlled(search, 2, **how)).run().controller.progress()
+    assert again.endings == {"complete": 12}
+    assert again.spent.executed_flops == pytest.approx(12 * cost)
 
 
 def test_a_machine_that_kills_every_worker_stops_the_search_before_it_asks_for_all(search):

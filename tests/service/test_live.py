@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.controller import Goal, Progress
+from service.controller import Progress
+from service.goal import Goal
 from service.live import EVERY, Live, fraction, line
 from trials.records import Ending, Outcome, Spent
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from search_spaces import Space
-from service.controller import Controller, Done, Goal
+from service.controller import Controller, Done
+from service.goal import Goal
 from service.samplers import make_sampler
 from trials.plan import Plan
 from trials.query import query

@@ -1,0 +1,47 @@
+"""When a search is over, and which points what is left of its budgets can buy.
+
+>>> affordable(Goal(flops=1e9), plan, points, flops=9e8, passes=0.0)      # the leading ones that surely fit
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from search_spaces import Point
+from trials.ledger import epochs, most_flops
+from trials.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """When a search is over: at the first of its budgets. Trials, epochs and FLOPs are never overrun."""
+
+    trials: int | None = None
+    epochs: float | None = None
+    flops: float | None = None
+    device_seconds: float | None = None
+    wall_seconds: float | None = None
+
+
+def affordable(goal: Goal, plan: Plan, points: Sequence[Point], *, flops: float, passes: float) -> list[Point]:
+    """The leading points that fit beside `flops` and `passes` over the data, which are spent or spoken for."""
+    fitting: list[Point] = []
+    for point in points:
+        flops += most_flops(plan, point)
+        passes += epochs(plan, point)
+        if flops > (goal.flops or math.inf) or passes > (goal.epochs or math.inf):
+            break
+        fitting.append(point)
+    return fitting
+
+
+def in_want(goal: Goal, plan: Plan, points: Sequence[Point]) -> str:
+    """What budget the cheapest of the points would have needed, in words."""
+    words = ""
+    for name, cost, budget in (("flops", most_flops, goal.flops), ("epochs", epochs, goal.epochs)):
+        least = min(cost(plan, point) for point in points)
+        if budget is not None and least > budget:
+            words += f"; the cheapest of {len(points)} points needs budget.{name} of {least:.4g}, not {budget:.4g}"
+    return words
