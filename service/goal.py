@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 
 from search_spaces import Point
 from trials.ledger import epochs, most_flops
@@ -38,10 +39,15 @@ def affordable(goal: Goal, plan: Plan, points: Sequence[Point], *, flops: float,
 
 
 def in_want(goal: Goal, plan: Plan, points: Sequence[Point]) -> str:
-    """What budget the cheapest of the points would have needed, in words."""
+    """What budget would have bought the first of the points, which none after it can precede, in words."""
     words = ""
     for name, cost, budget in (("flops", most_flops, goal.flops), ("epochs", epochs, goal.epochs)):
-        least = min(cost(plan, point) for point in points)
+        least = cost(plan, points[0])
         if budget is not None and least > budget:
-            words += f"; the cheapest of {len(points)} points needs budget.{name} of {least:.4g}, not {budget:.4g}"
+            words += f"; the first of {len(points)} points needs budget.{name} of {at_least(least)}, not {budget:.4g}"
     return words
+
+
+def at_least(least: float) -> str:
+    """Four digits of a number, rounded up: as a budget they buy what costs so much."""
+    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(Decimal(least))):.4g}"

@@ -92,7 +92,7 @@ def test_a_budget_too_small_for_a_trial_is_told_with_what_one_needs(
     assert main(["run", "iris.yaml", *more]) == 6
     out, err = capsys.readouterr()
     assert strict(out)["state"] == "failed"
-    assert "no trial was asked, the budget is too small for one; the cheapest of 4 points needs budget.flops of" in err
+    assert "no trial was asked, the budget is too small for one; the first of 4 points needs budget.flops of" in err
     assert "raise the budget" in err
 
 

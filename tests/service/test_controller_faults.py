@@ -12,7 +12,7 @@ import pytest
 from controller_cases import PLAN, SPACE, Crew, Seeing, controlled, events, final, value_of
 
 from service.controller import EQUAL_ERRORS, MAX_RETRIES, Done
-from service.goal import Goal
+from service.goal import Goal, at_least
 from service.samplers import Asked, History, ListedSampler, NoRoom
 from trials.ledger import most_flops
 from trials.query import query
@@ -237,15 +237,26 @@ def test_a_machine_that_kills_every_worker_stops_the_search_before_it_asks_for_a
     assert "its worker died" in failed(crew)
 
 
-def test_a_budget_that_buys_no_trial_is_told_with_what_one_needs(search):
-    points = [{"width.0": width, "lr": 0.1, "batch_size": 16} for width in (12.0, 3.0, 6.0)]
-    least = min(most_flops(PLAN, point) for point in points)
-    crew = Crew(controlled(search, goal=Goal(flops=1000.0, epochs=2), batch=3, sampler=ListedSampler(points))).run()
+def test_a_budget_that_buys_no_trial_is_told_with_what_one_needs(store):
+    """Points are bought in order, so it is the first that a budget must reach; and what is told does reach it."""
+    points = [{"width.0": width, "lr": 0.1, "batch_size": 16} for width in (6.0, 3.0, 12.0)]
+    need, sampler = at_least(most_flops(PLAN, points[0])), ListedSampler(points)
+    crew = Crew(controlled(store.create("a", {}), goal=Goal(flops=1000.0, epochs=2), batch=3, sampler=sampler)).run()
     assert crew.controller.progress().done
     assert failed(crew) == (
-        "no trial was asked, the budget is too small for one; the cheapest of 3 points needs budget.flops of "
-        f"{least:.4g}, not 1000; the cheapest of 3 points needs budget.epochs of 3, not 2"
+        "no trial was asked, the budget is too small for one; the first of 3 points needs budget.flops of "
+        f"{need}, not 1000; the first of 3 points needs budget.epochs of 3, not 2"
     )
+    crew = Crew(controlled(store.create("b", {}), goal=Goal(flops=float(need)), batch=3, sampler=sampler)).run()
+    assert crew.controller.progress().endings == {"complete": 1}
+
+
+@pytest.mark.parametrize(
+    ("least", "told"), [(123449, "1.235e+05"), (123400, "1.234e+05"), (3, "3"), (9999.5, "1e+04"), (1.5e20, "1.5e+20")]
+)
+def test_a_budget_that_is_told_buys_what_costs_so_much(least, told):
+    assert at_least(least) == told
+    assert float(told) >= least
 
 
 def test_a_lost_worker_s_last_words_are_told(search):
