@@ -209,7 +209,7 @@ FEW = strides.Scale(starts=((1, 2, 1), (2, 1, 3)), epochs=2, retrainings=1, widt
 def test_a_kind_of_stride_is_measured_lane_by_lane():
     row = strides.measured(strides.load("uci/digits-images"), "resize", FEW)
     assert row.kind == "resize"
-    for scores in (row.real, row.rounded, row.retrained, row.strided):
+    for scores in (row.real, row.rounded, row.retrained, row.strided, row.as_dear):
         assert len(scores) == 2
         assert all(0 <= score <= 1 for score in scores)
     starts = [list(map(float, lane)) for lane in FEW.starts]
@@ -258,13 +258,16 @@ def test_the_kind_of_stride_is_chosen_by_retraining_then_escape_then_flops():
     facts = {field.name: 0.5 for field in dataclasses.fields(strides.Row)}
 
     def row(kind, retrained, **own):
-        return strides.Row(**{**facts, "kind": kind, "retrained": retrained, "live_ratio": 1.0, **own})
+        dear = {"as_dear": (0.5,) * len(retrained)}
+        return strides.Row(**{**facts, **dear, "kind": kind, "retrained": retrained, "live_ratio": 1.0, **own})
 
     good, noisy, bad = (0.9, 0.92, 0.91, 0.9), (0.93, 0.88, 0.93, 0.86), (0.8, 0.83, 0.8, 0.82)
     rows = [row("shrink", good), row("resize", noisy, live_ratio=0.5), row("spectral", bad, escaped=1.0)]
     assert strides.winner(rows) == ("resize", "live FLOPs")  # as good, as free, and cheaper
     assert strides.winner([rows[0], row("resize", noisy, escaped=0.7), rows[2]]) == ("resize", "escape rate")
-    assert strides.winner([rows[0], rows[2]]) == ("shrink", "retrained accuracy")
+    assert strides.winner([rows[0], rows[2]]) == ("shrink", "accuracy at equal FLOPs")
+    dearly = row("resize", tuple(a + 0.03 for a in good), as_dear=tuple(a + 0.05 for a in good))
+    assert strides.winner([row("shrink", good, as_dear=good), dearly]) == ("shrink", "accuracy at equal FLOPs")
 
 
 # -- the whole program -------------------------------------------------------------------------------------------------
