@@ -1,6 +1,6 @@
 """Does it matter at which strides a gradient begins? Fixed and learnable strides from good and poor starts.
 
-    python examples/stride_insensitivity.py --workers 2 --out demo    # about ten minutes on two cores
+    python examples/stride_insensitivity.py --workers 2 --out demo    # a quarter of an hour on two cores
     python examples/stride_insensitivity.py --quick                   # UCI digits: half a minute
 
 DiffStride (Riad et al. 2022, table 1) claims that fixed strides need a search and learnable ones do not: between a good
