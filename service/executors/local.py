@@ -29,6 +29,7 @@ from trials.allocator import keep_freed_memory
 from trials.records import Bundle, Outcome
 
 GRACE = 5.0  # seconds between asking a worker to end and killing it
+LAST_GASP = 2.0  # seconds that a worker whose pipe has ended gets to end too, and so to say how it ended
 MOST_EARLY_DEATHS = 3  # workers in a row that die before they pull anything: the machine cannot run the search
 
 
@@ -65,22 +66,26 @@ class Worker:
         """Wait until `deadline` (monotonic) for the process to end by itself, then kill it. Returns its last words."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, deadline - time.monotonic()))
-        if self.process.poll() is None:
+        if ours := self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         self.words.seek(0)
         said = self.words.read().decode(errors="replace").strip()
         for close in (self.pipe.close, self.words.close, lambda: os.close(self.lifeline)):
             close()
-        return f"{said[-2000:] or 'nothing'} ({_ended(self.process.returncode)})"
+        return f"{said[-2000:] or 'nothing'} ({'ended by its driver' if ours else _ended(self.process.returncode)})"
 
 
 def _ended(code: int) -> str:
-    """How a process ended, by its exit code."""
+    """How a process ended by itself or by a stranger, from its exit code."""
     if code >= 0:
         return f"exit code {code}"
     memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
-    return f"killed by {signal.Signals(-code).name}{memory}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # most real-time signals have none
+        name = f"signal {-code}"
+    return f"killed by {name}{memory}"
 
 
 class Bench:
@@ -187,7 +192,8 @@ class LocalWorkers:
         if done and self.bench is not None and not self._stopping:
             self.bench.put(worker)
             return
-        said = worker.end(time.monotonic() + GRACE if self._stopping else 0.0)
+        patience = GRACE if self._stopping else 0.0 if done else LAST_GASP
+        said = worker.end(time.monotonic() + patience)
         if not done:
             self._early_deaths = 0 if pulled else self._early_deaths + 1
             self._last_words = said

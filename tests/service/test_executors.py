@@ -25,7 +25,7 @@ import pytest
 
 from service.controller import SearchFailed
 from service.driver import Result, resume, run
-from service.executors.local import Bench
+from service.executors.local import Bench, Worker
 from service.spec import check
 from service.summary import summary
 from trials.query import query
@@ -339,6 +339,24 @@ def test_workers_that_cannot_start_end_the_search_with_their_last_words(store, t
     found = summary(store.search(store.searches()[0]))
     assert found["state"] == "failed"
     assert "no engine here" in found["why"]
+    assert found["why"].endswith("(exit code 1)")  # it raised, and nothing killed it
+
+
+@pytest.mark.usefixtures("_nothing_left")
+def test_how_a_worker_ended_is_told_as_it_was():
+    """Its pipe may end before it does; and what its driver did to it is no one else's doing."""
+    endings = {}
+    for blow in (signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN + 3, None):
+        worker = Worker.start(1)
+        if blow is not None:
+            worker.process.send_signal(blow)
+        endings[blow] = worker.end(time.monotonic() + (0.0 if blow is None else 20.0))
+    assert endings == {
+        signal.SIGKILL: "nothing (killed by SIGKILL, as the kernel does when memory runs out)",
+        signal.SIGTERM: "nothing (killed by SIGTERM)",
+        signal.SIGRTMIN + 3: f"nothing (killed by signal {signal.SIGRTMIN + 3})",
+        None: "nothing (ended by its driver)",
+    }
 
 
 # -- killed drivers ----------------------------------------------------------------------------------------------------
