@@ -439,10 +439,13 @@ class Controller:
         untold: dict[tuple[str, int], list[Outcome]] = {}
         for outcome in self.search.outcomes():
             if outcome.number in told:
-                if not (outcome.ending.retried and since[outcome.number] < failures):  # else it is trained again
-                    self._told[outcome.number] = outcome
+                self._told[outcome.number] = outcome
             else:
                 untold.setdefault((outcome.bundle_id, outcome.attempt), []).append(outcome)
+        if self._seconds_left() > 0:  # else they would end as cancelled, and why they were lost be forgotten
+            for outcome in list(self._told.values()):
+                if outcome.ending.retried and since[outcome.number] < failures:
+                    del self._told[outcome.number]  # it is trained again
         for (bundle_id, attempt), outcomes in untold.items():
             # closed before its controller could tell it: an acknowledged result is never lost
             bundle = Bundle(search_id=self.search.id, id=bundle_id, attempt=attempt, generation=0, trials=())

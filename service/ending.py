@@ -45,9 +45,12 @@ def verdict(found: dict[str, Any], result: Result | None, why: str, again: str, 
 
 
 def _way_out(found: dict[str, Any], over: bool, again: str) -> str:
-    """What may be done about a search that failed: trials that the machine failed are trained again on resuming; one
-    that is over without such trials has nothing left to do."""
+    """What may be done about a search that failed: trials that the machine failed are trained again on resuming, while
+    there is time; one that is over without such trials has nothing left to do."""
     lost = sum(found["trials"].get(ending, 0) for ending in ("preempted", "oom"))
+    if used_up := _used_up(found):
+        stay = f" ({out.counted(lost, 'lost trial')} will not be trained again)" if lost else ""
+        return f"its time is up, so it cannot go on{stay}: mend the cause, raise {used_up}, then run its spec again."
     if lost:
         return f"{out.counted(lost, 'lost trial')} will be trained again; mend the cause, then go on with: {again}"
     if not over:
@@ -55,6 +58,13 @@ def _way_out(found: dict[str, Any], over: bool, again: str) -> str:
     if found["asked"]:
         return "all its trials have ended, so it cannot go on: mend the cause, then run its spec again."
     return "it cannot go on: raise the budget, then run its spec again."
+
+
+def _used_up(found: dict[str, Any]) -> str:
+    """Which of its budgets of time a search has used up, as the controller counts them when it is resumed."""
+    goal, spent = found["goal"], found["spent"]
+    names = [name for name in ("wall_seconds", "device_seconds") if goal.get(name) and spent[name] >= goal[name]]
+    return " and ".join(f"budget.{name}" for name in names)
 
 
 def querying(root: Path, sql: str) -> str:

@@ -84,6 +84,26 @@ def test_a_search_whose_workers_are_killed_says_why_and_goes_on_when_that_is_men
     assert (found["state"], found["why"], found["trials"]) == ("complete", None, {"complete": 2})
 
 
+@pytest.mark.parametrize("budget", ["wall_seconds", "device_seconds"])
+def test_a_failed_search_whose_time_is_up_is_not_sent_to_resume(
+    budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.controller.MAX_RETRIES", 0)
+    body = """
+    __import__('time').sleep(0.6)
+    raise RuntimeError('no luck') if trial.number else MemoryError"""
+    spec = python(tmp_path, body, "late")
+    more = ["--set", f"budget={{trials: 2, {budget}: 0.5}}", "--set", "resources={workers: 1, lanes: 1}"]
+    assert main(["run", str(spec), *more, "--executor", "here", "--store", "st", "-q", "-o", "json"]) == 6
+    out, err = capsys.readouterr()
+    assert strict(out)["trials"]["oom"] == 1
+    assert (
+        "its time is up, so it cannot go on (1 lost trial will not be trained again): mend the cause, "
+        f"raise budget.{budget}, then run its spec again.\n"
+    ) in err
+    assert "--resume" not in err
+
+
 def test_a_budget_too_small_for_a_trial_is_told_with_what_one_needs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,6 +216,19 @@ def test_resuming_trains_only_lost_trials_again_and_gives_each_its_tries_anew(se
     assert controlled(search, 3, goal=goal).progress().endings == {"complete": 1, "error": 1, "oom": 1}
 
 
+def test_what_was_lost_stays_lost_once_the_time_is_up(search):
+    """Trained again without any time, it would end as cancelled, which is never retried and does not say why."""
+    how: dict[str, Any] = {"goal": Goal(trials=3, wall_seconds=0.5), "lanes": 1}
+    crew = Crew(controlled(search, **how), dies=lambda bundle: True).run()
+    time.sleep(0.6)
+    failed(crew)
+    again = controlled(search, 2, **how)
+    assert again.pull("w-9") is Done.DONE
+    assert again.progress().endings == {"preempted": 3}
+    longer: dict[str, Any] = {**how, "goal": Goal(trials=3, wall_seconds=600)}
+    assert Crew(controlled(search, 3, **longer)).run().controller.progress().endings == {"complete": 3}
+
+
 def test_lost_trials_that_are_trained_again_fit_the_budget(search):
     """A lost trial has spent nothing, but may yet: what it may spend is not for later generations to buy with."""
     cost = most_flops(PLAN, {"width.0": 5.0, "lr": 0.1, "batch_size": 16})
