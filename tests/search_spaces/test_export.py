@@ -83,19 +83,29 @@ NETWORKS = {
     "widths": ("mlp", "rows", "convnet", "residual", "vgg", "resnet"),
     "strides, depths and graphs": ("sliced", *CASES),
 }
-SLOW = (".pt2", ".onnx")  # formats in which there is one network of each operation
-FEW = ("sliced", "residual_shrink", "convnet_spectral", "graphon_rows", "fabric_odd")
+SLOW = (".pt2", ".onnx")  # formats in which the quick tier has few networks, and the long one one of each operation
+FEW = {"widths": ("rows", "resnet"), "strides, depths and graphs": ("residual_shrink", "fabric_odd")}
+OPERATIONS = ("sliced", "residual_shrink", "convnet_spectral", "graphon_rows", "fabric_odd")
 
 
 @pytest.mark.parametrize("what", list(NETWORKS))
 @pytest.mark.parametrize("suffix", list(FORMATS))
 def test_read_back_it_is_the_relaxed_network(suffix: str, what: str, tmp_path: Path) -> None:
-    """In a process of its own, where none of our packages can be imported."""
+    read_back(suffix, FEW[what] if suffix in SLOW else NETWORKS[what], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("suffix", SLOW)
+def test_every_operation_read_back_is_the_relaxed_network(suffix: str, tmp_path: Path) -> None:
+    read_back(suffix, (*NETWORKS["widths"], *OPERATIONS), tmp_path)
+
+
+def read_back(suffix: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    """Export each, and read it in a process of its own, where none of our packages can be imported."""
     if suffix == ".onnx":
         pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
-    names = FEW if suffix in SLOW and what != "widths" else NETWORKS[what]
     for name in names:
-        if what == "widths":
+        if name in NETWORKS["widths"]:
             module, example = built(name)
             narrow = materialise(Flow(module, example))
         else:

@@ -14,7 +14,10 @@ from search_spaces import Topology
 from search_spaces.declarations import parameter_from_dict
 from search_spaces.topology import edges_kept, grades, undecided
 from service.cli import main
+from service.graphs import moves_of
+from trials.records import Ending, Outcome
 from trials.store import Store
+from trials.widths import GateKind, Widths
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -119,6 +122,33 @@ def test_how_far_a_graph_moved_is_told(found: Path, tmp_path: Path, capsys: pyte
     assert line.endswith(f" {start}; {end}")
     assert main(["best", "graph", "--store", str(found)]) == 0
     assert "\n  moved " not in capsys.readouterr().out  # no gradient moved that one
+
+
+def test_where_a_graph_began_is_summed_over_all_that_its_end_is_summed_over() -> None:
+    """Of an own network's two topologies the gradient moves one; or the space has one alone."""
+    topology, numbers = Topology(nodes=1, operations=("conv1", "skip")), {"a": [0.3, 0.8], "b": [0.5, 0.9]}
+    gates = [GateKind(name=name, maximum=2, role="topology", topology=topology) for name in numbers]
+    widths = Widths(gates, torch.tensor([[*numbers["a"], *numbers["b"]]]))
+    metrics = {name: float(value) for name, value in widths.wiring(widths.coordinates_KP).items()}
+    asked = {f"{name}.{i}": number for name, own in numbers.items() for i, number in enumerate(own)}
+    point, rounded = {**asked, "a.0": 0.3001}, {name: round(number) for name, number in asked.items()}
+    ended = Outcome(
+        trial_id="t",
+        number=0,
+        bundle_id="b",
+        attempt=0,
+        ending=Ending.COMPLETE,
+        point=point,
+        metrics=metrics,
+        rounded={**rounded, "units": 4},
+    )
+    still = {"type": "topology", "nodes": 1, "operations": ["conv1", "skip"]}
+    moved = {**still, "moved_by": "gradient"}
+    moves = moves_of({"a": moved, "b": still}, asked, ended, own=True)
+    assert set(moves) == {"edges", "undecided"}
+    assert all(start == pytest.approx(end) for start, end in moves.values())
+    assert not moves_of({"a": moved}, asked, ended, own=True)
+    assert not moves_of({"a": still, "b": moved}, asked, ended, own=True)
 
 
 def test_a_search_without_a_graph_has_none_to_draw(

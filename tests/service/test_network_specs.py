@@ -265,6 +265,18 @@ def test_growth_that_has_nothing_to_do_is_told(membership: str, growth: str, mov
     assert all(note.startswith(words) for note, words in zip(found, told, strict=True))
 
 
+def test_growth_is_not_said_to_do_nothing_where_only_blocks_grow() -> None:
+    """Of a depth `auto` is an interval, whose blocks do begin."""
+    checked, task = check(
+        spec(
+            network={"kind": "residual", "blocks": 2, "growth": "zero"},
+            space={"width.0": WIDTH, "depth.0": {"type": "depth", "low": 0, "high": 2, "moved_by": "gradient"}},
+            search={"hypergradient": {"kind": "descent", "warmup": 1}},
+        )
+    )
+    assert spec_notes(checked, task) == []
+
+
 def test_a_plan_leaves_the_users_code_at_home(folder: Path) -> None:
     """On Ray a controller lives where the user's module cannot be imported; it still rounds and prices."""
     checked, task = check(own(constraints={"parameters": {"max": 60}}), directory=folder)

@@ -85,7 +85,7 @@ def test_the_network_taken_is_the_one_measured(name: str, arm: str) -> None:
         space=space,
         task=replace(load("uci/digits"), shape=(1, 8, 8)),
         network=network,
-        training=Training(epochs=1, batch_size=64),
+        training=Training(epochs=1, batch_size=256),
         metric="val_loss",
         **facts,
     )

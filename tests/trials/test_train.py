@@ -189,6 +189,7 @@ def test_training_equals_a_plain_loop_and_replicates_are_its_mean(name: str) -> 
         assert outcome.value == outcome.metrics[plan.metric]
 
 
+@pytest.mark.long
 def test_other_layings_of_the_same_networks_are_equal_in_distribution() -> None:
     """Gated lanes at whole sizes against plain ones: sums run in another order, so bits differ, the law must not.
 
