@@ -13,6 +13,7 @@ from typing import Any
 from search_spaces.declarations import parameter_from_dict
 from search_spaces.drawing import words
 from search_spaces.wiring import Topology
+from trials.records import Outcome
 
 
 def topologies(space: Mapping[str, Any]) -> dict[str, Topology]:
@@ -32,19 +33,26 @@ def graphs_of(space: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, s
 
 
 def moves_of(
-    space: Mapping[str, Any], asked: Mapping[str, Any], point: Mapping[str, Any], metrics: Mapping[str, float]
+    space: Mapping[str, Any], asked: Mapping[str, Any], ended: Outcome, *, own: bool = False
 ) -> dict[str, tuple[float, float]]:
     """Where a gradient moved topologies, `edges` (the sum of grades) and `undecided` (mean bits an edge) at the start
-    and at the end, summed over them as their metrics are; else nothing."""
-    moved = {name: t for name, t in topologies(space).items() if t.moved_by == "gradient"}
-    numbers = {name: [asked.get(number) for number in t.coordinates(name)] for name, t in moved.items()}
+    and at the end, summed over all of the network as its metrics are, those that stay where they are too.
+
+    Nothing where none moved, or where the space may be silent on a topology of the user's `own` network.
+    """
+    graphs, metrics = topologies(space), ended.metrics
+    numbers = {name: [asked.get(number) for number in t.coordinates(name)] for name, t in graphs.items()}
     if not ("edges" in metrics and "undecided" in metrics) or not all(
-        isinstance(number, int | float) for own in numbers.values() for number in own
+        isinstance(number, int | float) for given in numbers.values() for number in given
     ):
         return {}
-    if all(asked.get(number) == point.get(number) for name, t in moved.items() for number in t.coordinates(name)):
+    known = {*space, *(number for name, t in graphs.items() for number in t.coordinates(name))}
+    if own and any(name not in known and name.rpartition(".")[2].isdecimal() for name in ended.rounded):
         return {}
-    starts = [_statistics(topology, numbers[name]) for name, topology in moved.items()]  # type: ignore[arg-type]
+    moved = [number for name, t in graphs.items() if t.moved_by == "gradient" for number in t.coordinates(name)]
+    if all(asked.get(number) == ended.point.get(number) for number in moved):
+        return {}
+    starts = [_statistics(topology, numbers[name]) for name, topology in graphs.items()]  # type: ignore[arg-type]
     edges, undecided = (sum(column) for column in zip(*starts, strict=True))
     return {"edges": (edges, metrics["edges"]), "undecided": (undecided, metrics["undecided"])}
 

@@ -100,7 +100,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "best": best
         and {
             **_trial(best, asked.get(best.number, {})),
-            **_graphs(spec.get("space", {}), best, asked.get(best.number, {})),
+            **_graphs(spec, best, asked.get(best.number, {})),
             "retrained": retrained(store, search.id, str(objective.get("metric"))) if store else None,
         },
         "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),
@@ -186,9 +186,11 @@ def _trial(outcome: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _graphs(space: dict[str, Any], best: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
+def _graphs(spec: dict[str, Any], best: Outcome, asked: dict[str, Any]) -> dict[str, Any]:
     """The graphs of a trial's topologies in words, and how far a gradient moved them; nothing where it has none."""
-    graphs, moves = graphs_of(space, best.rounded), moves_of(space, asked, best.point, best.metrics)
+    space, network = spec.get("space", {}), spec.get("network") or {}
+    kind = network.get("kind", "") if isinstance(network, dict) else network
+    graphs, moves = graphs_of(space, best.rounded), moves_of(space, asked, best, own=":" in str(kind))
     told = {"graph_moves": {name: {"start": start, "end": end} for name, (start, end) in moves.items()}}
     return {**({"graphs": graphs} if graphs else {}), **(told if moves else {})}
 
