@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.cost import COST_METRICS
 from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
+from search_spaces.parameters import Width
 from service.graph_rules import network_faults, pressure_faults
 from service.show import counted
 from trials.hypergradients import METHODS
@@ -193,7 +194,8 @@ def spec_notes(spec: Any, task: Any) -> list[str]:
     if method.kind != "none" and not structural and method.warmup >= steps:
         notes.append(f"search.hypergradient: a training has {steps} steps and warmup={method.warmup}, so nothing moves")
     soft = network.membership in ("band", "concrete") or network.membership == "auto"  # of a width that moves: a band
-    if method.kind != "none" and network.growth != "fresh" and soft:
+    grows = any(isinstance(p, Width) and p.moved_by == "gradient" for p in spec.space.parameters.values())
+    if method.kind != "none" and network.growth != "fresh" and soft and grows:
         notes.append(
             f"network.growth: every unit of a {'band' if network.membership == 'auto' else network.membership} has a "
             f"grade above 0 from the start, so none begins by {network.growth!r}; take membership: interval"
