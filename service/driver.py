@@ -25,6 +25,7 @@ from service.controller import Controller, Progress, SearchFailed
 from service.executors import Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
+from service.graph_rules import without_unused
 from service.planning import device_of, goal_of, plan_of, sampler_of, threads_of
 from service.samplers import Sampler
 from service.slot import Job
@@ -108,7 +109,7 @@ def resume(
     if document.get("replay"):
         raise Conflict(f"search {search_id} replays another one's points; run its comparison again instead.")
     directory = Path(document["directory"])
-    spec, task = check(document["spec"], directory=directory)
+    spec, task = check(without_unused(document["spec"]), directory=directory)
     return _drive(search, spec, task, store, executor, directory, watch, interrupted)
 
 

@@ -14,6 +14,7 @@ from search_spaces.graph_networks import Fabric, Wired
 from search_spaces.network import Network
 from search_spaces.wiring import OWN_KEYS
 
+PRESSURES = ("entropy", "sparsity")  # of a hypergradient, on a topology that it moves
 MOST_OPERATIONS = 800  # a network of eight DARTS cells has 784; each is built, traced and costed, some 6 ms apiece
 
 
@@ -50,17 +51,33 @@ def size_faults(network: Wired, space: Space) -> list[str]:
 
 def foreign_faults(where: str, data: Mapping[str, Any]) -> list[str]:
     """Keys of a topology's declaration that mean nothing to its kind."""
-    kind = data.get("kind", Topology.kind)
-    own = OWN_KEYS.get(str(kind))
-    if data.get("type") != Topology.type or own is None:
-        return []
-    keys = {key: [other for other, known in OWN_KEYS.items() if key in known] for key in data}
+    kind = str(data.get("kind", Topology.kind))
     return [
         f"{where}.{key}: belongs to kind {' or '.join(others)}, but this topology is {kind}, which is given by "
-        f"{' and '.join(own)}; drop it, or take another kind."
-        for key, others in keys.items()
-        if others and key not in own
+        f"{' and '.join(OWN_KEYS[kind])}; drop it, or take another kind."
+        for key, others in _foreign(data).items()
     ]
+
+
+def _foreign(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Those keys, each with the kinds of topology that have it."""
+    own = OWN_KEYS.get(str(data.get("kind", Topology.kind)))
+    if data.get("type") != Topology.type or own is None:
+        return {}
+    keys = {key: [other for other, known in OWN_KEYS.items() if key in known] for key in data}
+    return {key: others for key, others in keys.items() if others and key not in own}
+
+
+def without_unused(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored spec without the keys that the rules about unused ones refuse: they did nothing, and were once allowed,
+    so that they must not keep a search from being resumed or its best from being exported."""
+    space, search = data.get("space", {}), data.get("search", {})
+    kept = {name: {key: value for key, value in own.items() if key not in _foreign(own)} for name, own in space.items()}
+    moved = any(own.get("type") == Topology.type and own.get("moved_by") == "gradient" for own in space.values())
+    method = search.get("hypergradient")
+    if isinstance(method, Mapping) and not moved:
+        search = {**search, "hypergradient": {key: value for key, value in method.items() if key not in PRESSURES}}
+    return {**data, "space": kept, "search": search}
 
 
 def _edges(nodes: int) -> int:
@@ -87,6 +104,6 @@ def pressure_faults(method: Any, space: Space) -> list[str]:
     return [
         f"search.hypergradient.{key}: presses on a topology while a gradient moves it, but got "
         f"{getattr(method, key):g} and no topology that one moves; {way}."
-        for key in ("entropy", "sparsity")
+        for key in PRESSURES
         if getattr(method, key) and not moved
     ]

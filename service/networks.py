@@ -18,6 +18,7 @@ from typing import Any
 
 from search_spaces.faults import Invalid
 from search_spaces.materialise import MaskedExport
+from service.graph_rules import without_unused
 from service.planning import device_of, plan_of, threads_of
 from service.spec import SearchSpec, check
 from service.summary import best_trial
@@ -52,7 +53,7 @@ def best_of(search: SearchStore) -> Best:
     """The best trial of a search over networks of ours. Raises `Invalid` for a plain Python objective."""
     found, document = best_trial(search), search.spec()
     directory = Path(document["directory"])
-    spec, task = check(document["spec"], directory=directory)
+    spec, task = check(without_unused(document["spec"]), directory=directory)
     if not isinstance(task, Task):
         raise Invalid([f"best: the task {spec.task!r} is a plain Python objective, which has no network of ours."])
     ways = [event.body.get("way") for event in search.log() if event.kind == "calibrated"]

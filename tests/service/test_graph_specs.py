@@ -12,7 +12,9 @@ import pytest
 from search_spaces import Invalid, Space, Topology
 from search_spaces.drawing import node_name
 from search_spaces.graph_networks import Cell, Fabric, Graphon
+from service import networks
 from service.cli import main
+from service.driver import resume
 from service.graph_rules import MOST_OPERATIONS, size_faults
 from service.spec import SearchSpec, check
 
@@ -90,6 +92,25 @@ def test_what_presses_on_a_topology_needs_one_that_moves(key):
     (fault,) = faults_of({**bare, "search": search})
     assert fault.endswith("no topology that one moves; drop it.")
     SearchSpec.from_dict(spec({**GRAPHON, "moved_by": "gradient"}, search=search))
+
+
+@pytest.mark.parametrize(
+    ("topology", "search"),
+    [({"layers": 2, "scales": 2}, {}), ({}, {"hypergradient": {"kind": "none", "entropy": 0.1, "sparsity": 0.0}})],
+)
+def test_a_stored_spec_with_keys_that_did_nothing_is_still_resumed_and_its_best_found(topology, search, store):
+    """They were once allowed; a new spec with them is refused."""
+    data = spec(
+        {**GRAPHON, "nodes": 1, **topology},
+        search=search,
+        training={"epochs": 1, "batch_size": 256},
+        resources={"workers": 1, "lanes": 2, "way": "per_lane"},
+    )
+    assert faults_of(data)
+    data["objective"] = {"metric": "val_error", "mode": "min"}
+    store.create("old", {"name": "old", "labels": {}, "spec": data, "directory": "/"})
+    assert resume(store, "old", executor="here").state == "complete"
+    assert networks.best_of(store.search("old")).trial.number in (0, 1)
 
 
 # -- how large a graph may be ------------------------------------------------------------------------------------------
