@@ -16,7 +16,7 @@ from search_spaces.space import Space
 NORMS = ("batch", "none")
 STRIDES = ("auto", *KINDS)
 LEAST_SIDE = 4  # a map is halved while it is at least so wide
-STRIDE = "shrink"  # what `auto` is
+STRIDE = "shrink"  # what `auto` is: of as many FLOPs, strided convolutions are worth most (docs/benchmarks.md)
 JITTER = 0.25  # how far beside a whole number one that shrinks begins
 
 
