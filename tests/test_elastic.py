@@ -206,6 +206,7 @@ def test_the_ratio_is_the_median_of_the_rounds_own():
 FEW = strides.Scale(starts=((1, 2, 1), (2, 1, 3)), epochs=2, retrainings=1, width=2, repeats=1, rows=64)
 
 
+@pytest.mark.long
 def test_a_kind_of_stride_is_measured_lane_by_lane():
     row = strides.measured(strides.load("uci/digits-images"), "resize", FEW)
     assert row.kind == "resize"

@@ -109,6 +109,7 @@ def test_digits_topology_finds_graphs_with_a_path(tmp_path, capsys):
 # -- the study of initial strides --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_strides_are_trained_from_every_start_by_every_arm(tmp_path, monkeypatch, capsys):
     starts = ((1, 1, 2), (3, 2, 1))
     monkeypatch.setattr(stride_insensitivity, "SETTINGS", starts)

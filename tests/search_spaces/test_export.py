@@ -84,7 +84,7 @@ NETWORKS = {
     "strides, depths and graphs": ("sliced", *CASES),
 }
 SLOW = (".pt2", ".onnx")  # formats in which the quick tier has few networks, and the long one one of each operation
-FEW = {"widths": ("rows", "resnet"), "strides, depths and graphs": ("residual_shrink", "fabric_odd")}
+FEW = {"widths": ("resnet",), "strides, depths and graphs": ("residual_shrink",)}
 OPERATIONS = ("sliced", "residual_shrink", "convnet_spectral", "graphon_rows", "fabric_odd")
 
 
