@@ -27,7 +27,7 @@ ROLES: dict[type[nn.Module], str] = {Stride: "stride", Passing: "depth", Mix: "t
 
 def roles_of(module: nn.Module) -> dict[str, str]:
     """What each gate gives a size to: a width, a stride, a depth or a topology."""
-    found = dict.fromkeys(gates_of(module), "width")
+    found = {name: gate.role for name, gate in gates_of(module).items()}
     for child in module.modules():
         for kind, role in ROLES.items():
             if isinstance(child, kind):

@@ -225,8 +225,7 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
     try:
         flow = Flow(held(module), example)
         faults += flow.faults + [
-            f"network: the gate {gate!r} must be called in forward, {ACTS[_type(gates[gate], role)]}, but it never is; "
-            "call it, or drop it."
+            f"network: the gate {gate!r} must be called in forward, {ACTS[role]}, but it never is; call it, or drop it."
             for gate, role in (() if flow.faults else roles.items())
             if gate not in (flow.groups if role == "width" else flow.gates)
         ]
@@ -245,13 +244,6 @@ def resolve(network: Own, factory: Callable[..., Any], shape: Sequence[int], out
     return network.resolved(
         factory, found, costs, alone=flow is None or draws(flow.graph) or _odd_norms(flow), whole=whole
     )
-
-
-def _type(gate: Gate, role: str) -> str:
-    """The role that a gate is made for, whether it has it or not."""
-    if isinstance(gate, TopologyGate | strides.StrideGate):
-        return "topology" if isinstance(gate, TopologyGate) else "stride"
-    return role
 
 
 def _found(gate: Gate, role: str) -> Found:

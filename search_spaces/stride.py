@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,8 @@ def _number(s: Tensor) -> Any:
 
 class StrideGate(Gate):
     """What gives a stride: one number, its only grade, as an `nn.Parameter`."""
+
+    role: ClassVar[str] = "stride"
 
     def __init__(self, name: str) -> None:
         super().__init__(name, 1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,8 @@ class TopologyGate(Gate):
         topology: its declaration; the gate's maximum is the number of its units U.
         tau: the temperature (default: where its annealing begins).
     """
+
+    role: ClassVar[str] = "topology"
 
     def __init__(self, name: str, topology: Topology, *, tau: float = TEMPERATURE[0]) -> None:
         super().__init__(name, len(topology.units))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ from search_spaces.membership import MEMBERSHIPS
 
 
 class Gate(nn.Module):
-    """What all gates share: a name in the space, a maximum size, and the axis of the units."""
+    """What all gates share: a name in the space, a maximum size, and the axis of the units. `role` is what it is made
+    to give a size to, where no module that acts by it says so."""
+
+    role: ClassVar[str] = "width"
 
     def __init__(self, name: str, maximum: int, dim: int | None = None) -> None:
         super().__init__()

@@ -113,10 +113,7 @@ class FusedRun:
                     return
                 self._step(step, order, outer_order)
             done = stop
-            if stop == self.steps:
-                self._settle()
-                self._recalibrate(order)
-            metrics = self._measured() if stop in measured_at else {}
+            metrics = self._measured(order if stop == self.steps else None) if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
         whole = self._measured_whole(metrics, order)
@@ -193,17 +190,17 @@ class FusedRun:
     def _by_lane(self, cost: Tensor | float) -> np.ndarray:
         return np.broadcast_to(np.asarray(cost, dtype=np.float64), (len(self.lanes),))
 
-    def _measured(self) -> dict[str, np.ndarray]:
+    def _measured(self, order: Tensor | None) -> dict[str, np.ndarray]:
+        """The metrics of now; for the last time where there is an order of rows to calibrate norms on."""
+        if self.architecture is not None:
+            self.architecture.settle()
+        if order is not None:
+            self._recalibrate(order)
         if self.architecture is None:
             return self._scores()
-        self._settle()
         widths = self.architecture.widths
         told = widths.wiring(widths.coordinates_KP)
         return {**self._scores(), **{name: value_K.cpu().numpy() for name, value_K in told.items()}}
-
-    def _settle(self) -> None:
-        if self.architecture is not None:
-            self.architecture.settle()
 
     def _scores(self) -> dict[str, np.ndarray]:
         logits_KOR = torch.cat([self.program.predict(x) for x in self.scored.chunks()], 2)
@@ -216,7 +213,7 @@ class FusedRun:
         """The metrics at whole sizes, with the weights as they are; each replicate at its own."""
         if self.architecture is None or not self.plan.fractional:
             return metrics
-        sizes = [self.network.sizes(point) for point in self.whole_points()]
+        sizes = [self.network.sizes(self.whole_point(k)) for k in range(len(self.lanes))]
         self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
         self._recalibrate(order)
         return self._scores()
@@ -229,10 +226,9 @@ class FusedRun:
         self.program.recalibrate(batches)
         self.executed_K += len(batches) * self.batch * self._forward_K
 
-    def whole_points(self) -> list[Point]:
-        """Each lane's point, whole."""
-        ends = zip(self.lanes, self.numbers_KM.tolist(), strict=True)
-        return [self.plan.rounded(self._at(trial.point, n_G)) for (trial, _), n_G in ends]
+    def whole_point(self, lane: int) -> Point:
+        """A lane's point, whole."""
+        return self.plan.rounded(self._at(self.lanes[lane][0].point, self.numbers_KM[lane].tolist()))
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
@@ -268,10 +264,10 @@ class FusedRun:
 
         return {name: now(name, value) for name, value in point.items()}
 
-    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], sizes: Sequence[Mapping[str, Any]]) -> float:
-        """The mean worth of a trial's replicates, each at its own sizes, by gate."""
+    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], sizes: Callable[[int], Mapping[str, Any]]) -> float:
+        """The mean worth of a trial's replicates, each at its lane's own sizes, by gate."""
         lanes = range(i * self.plan.seeds, (i + 1) * self.plan.seeds)
-        each = [self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes[k]) for k in lanes]
+        each = [self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes(k)) for k in lanes]
         return float(np.mean(each))
 
     def _named(self, whole: Point) -> dict[str, Any]:
@@ -310,8 +306,8 @@ class FusedRun:
         value, found = math.nan, {}
         if metrics and whole:
             live = self._live()
-            value = self._worth(i, metrics, [{g: n_K[k] for g, n_K in live.items()} for k in range(len(self.lanes))])
-            at_whole = self._worth(i, whole, [self._named(point) for point in self.whole_points()])
+            value = self._worth(i, metrics, lambda k: {gate: n_K[k] for gate, n_K in live.items()})
+            at_whole = self._worth(i, whole, lambda k: self._named(self.whole_point(k)))
             gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
             found = {**means, **self.plan.priced(self._named(rounded)), **gap}
         ending = Ending.COMPLETE if math.isfinite(value) else Ending.NAN if metrics else Ending.CANCELLED

@@ -260,10 +260,9 @@ class LoopedLanes(Regated):
 
     def recalibrate(self, batches: Sequence[Tensor]) -> None:
         for lane, module in enumerate(self.modules):
-            if norms_of(module):
-                with torch.no_grad(), anew(module), self._luck("norms", lane):
-                    for x in batches:
-                        module(self._own(x, lane))
+            with torch.no_grad(), anew(module), self._luck("norms", lane):
+                for x in batches:
+                    module(self._own(x, lane))
 
     def predict(self, x: Tensor) -> Tensor:
         found = []

@@ -256,8 +256,6 @@ class VmappedLanes(Regated):
         return any(isinstance(module, LaneBatchNorm) for module in self.net.modules())
 
     def recalibrate(self, batches: Sequence[Tensor]) -> None:
-        if not self.normed:
-            return
         with torch.no_grad():
             for i, x in enumerate(batches):
                 self._remember(self._statistics[self._apart(x)](self.views, self.buffers, x), 1.0 / (i + 1))
