@@ -105,10 +105,10 @@ def sizes_of(gates: Iterable[nn.Module]) -> dict[str, Any]:
 
 
 def _number(s: Tensor) -> Any:
-    if s.requires_grad or s.device.type != "cpu" or unpack_dual(s).tangent is not None:  # type: ignore[no-untyped-call]
+    if s.requires_grad or s.device.type != "cpu":
         return s
     try:
-        return float(s)
+        return float(s) if unpack_dual(s).tangent is None else s  # type: ignore[no-untyped-call]
     except RuntimeError:  # under vmap it is many numbers
         return s
 

@@ -15,8 +15,9 @@ from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
 from search_spaces.parameters import Width
 from service.graph_rules import network_faults, pressure_faults
+from service.method_rules import moved_faults, training_faults
 from service.show import counted
-from trials.hypergradients import METHODS
+from trials.hypergradients.method import RATES
 from trials.training import LANE, STRUCTURAL, Training, space_faults
 
 if TYPE_CHECKING:
@@ -93,21 +94,15 @@ def between_faults(values: Mapping[str, Any], *, whole: bool, faulty: Collection
     if "search" not in values:
         return faults
     gates = () if network is None else network.gates
-    kind, methods = values["search"].hypergradient.kind, " or ".join(name for name in METHODS if name != "none")
-    moved = [name for name, p in space.parameters.items() if getattr(p, "moved_by", "sampler") == "gradient"]
-    for name in moved:
-        if name not in gates:
-            own = f"gates of the network ({', '.join(gates) or 'it has none'})"
-            faults.append(f"space.{name}.moved_by: only the {own} can be moved by a gradient yet; drop it.")
-        elif kind == "none":
-            faults.append(
-                f"space.{name}.moved_by: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
-                f"set it to {methods}, or drop `moved_by`."
-            )
-    faults += pressure_faults(values["search"].hypergradient, space) if whole else []
-    if kind != "none" and whole and not any(name in gates for name in moved):
-        way = f"give one of {', '.join(gates)} `moved_by: gradient`" if gates else "set it to none"
-        faults.append(f"search.hypergradient: {kind!r} needs a gate of the network that it moves, but got none; {way}.")
+    method, moved = values["search"].hypergradient, list(space.moved())
+    faults += moved_faults(method, moved, gates)
+    faults += training_faults(method, values.get("training"), space, network)
+    faults += pressure_faults(method, space) if whole else []
+    if method.kind != "none" and whole and not any(name in (*gates, *RATES) for name in moved):
+        able = [*gates, *(rate for rate in RATES if rate in space.parameters and method.blind(rate) is None)]
+        way = f"give one of {', '.join(able)} `moved_by: gradient`" if able else "set it to none"
+        faults.append(f"search.hypergradient: {method.kind!r} needs a parameter that it moves, but got none; {way}.")
+    kind = "none" if all(name in RATES for name in moved) else method.kind
     if kind != "none" and values.get("realise") == "rounded":
         faults.append("realise: a gradient moves fractional sizes, but got 'rounded'; take auto or fractional.")
     return faults

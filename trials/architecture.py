@@ -1,9 +1,11 @@
-"""The architecture of a bundle's lanes on its way: moved, drawn at random, whole in the end.
+"""What moves of a bundle's lanes, on its way: architecture and rates; moved, drawn at random, whole in the end.
 
-A program's grades follow the widths. Memberships that are random (nested, concrete) take fresh uniforms at every step:
-a function of (search seed, trial number, replicate, step), so that a trial does not depend on its bundle.
+A program's grades follow the widths, its optimiser the rates. Memberships that are random (nested, concrete) take fresh
+uniforms at every step: a function of (search seed, trial number, replicate, step), so that a trial does not depend on
+its bundle.
 
-Legend of shape suffixes: K lanes, G gates, P coordinates, S steps, B batch, O outputs.
+Legend of shape suffixes: K lanes, G gates, R rates that move, M coordinates of the gates and rates that move, P those
+of M that move, S steps, B batch, O outputs, T the flat buffer of all weights.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from trials.hypergradients.hypernet import drawn
+from trials.hypergradients.inner import Inner, State
+from trials.hypergradients.kinds import Hypergradient, method_of
 from trials.hypergradients.moves import Moves
 from trials.lanes.initial import Identity
-from trials.lanes.program import Program
+from trials.lanes.program import Batch, Program
 from trials.noise import fold, uniform
+from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.widths import Widths
 
@@ -24,43 +30,142 @@ STEPS = 64  # for which uniforms are drawn at a time
 
 
 class Architecture:
-    """The gates of a program of lanes. `moves` is None where no gradient moves them."""
+    """The gates and the rates of a program of lanes.
 
-    def __init__(self, plan: Plan, lanes: Program, widths: Widths, identities: Sequence[Identity]) -> None:
-        self.plan, self.lanes, self.widths, self.identities = plan, lanes, widths, identities
-        self.moves = self._moves() if plan.gradient else None
+    Args:
+        hyper: each lane's hyperparameters, name -> [K]; of these move what the plan's space says.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        lanes: Program,
+        widths: Widths,
+        identities: Sequence[Identity],
+        rule: Rule,
+        hyper: Mapping[str, Tensor],
+    ) -> None:
+        self.plan, self.lanes, self.widths, self.identities, self.rule = plan, lanes, widths, identities, rule
+        self.hyper = {name: hyper[name].double() for name in sorted(rule.uses)}
+        self.rates = plan.moved_rates if plan.gradient else ()
+        self.moves = self._moves() if plan.gradient else None  # None: no gradient moves anything
+        scales = self.moves.scales if self.moves is not None else []
+        self.moving_M = torch.tensor([m for m, (low, high, _) in enumerate(scales) if low < high], dtype=torch.int64)
         self.random = any(widths.draws)
         self._noise: tuple[int, list[Tensor | None]] = (-1, [])
 
+    @property
+    def rates_KR(self) -> Tensor:
+        """The rates that move, as they are now."""
+        if not self.rates:
+            return self.widths.coordinates_KP.new_zeros(len(self.widths), 0)
+        return torch.stack([self.hyper[name] for name in self.rates], 1)
+
     def _moves(self) -> Moves:
-        widths = self.widths
+        widths, gates = self.widths, self.widths.coordinates_KP.shape[1]
         costs, names = self.plan.costs, {*self.plan.bounds, *self.plan.penalty}
         pressures = self.plan.method.pressures
 
-        def cost(coordinates_KP: Tensor) -> Mapping[str, Tensor]:
+        def cost(h_KM: Tensor) -> Mapping[str, Tensor]:
+            coordinates_KP = h_KM[:, :gates]
             found = costs.of(widths.live(coordinates_KP), names) if names else {}
             return {**found, **(widths.wiring(coordinates_KP) if pressures else {})}
 
+        moved = self.plan.space.moved()
+        scales = [*widths.scales, *((moved[n].low, moved[n].high, moved[n].log) for n in self.rates)]
         penalty = {**self.plan.penalty, **pressures}
-        return Moves(self.plan.method, widths.scales, widths.coordinates_KP, self.plan.bounds, cost, penalty)
+        return Moves(self.plan.method, scales, self._now(), self.plan.bounds, cost, penalty)
+
+    def _now(self) -> Tensor:
+        return torch.cat([self.widths.coordinates_KP, self.rates_KR], 1)
+
+    # -- as the derivative sees it -----------------------------------------------------------------------------------
+
+    def inner(self) -> Inner:
+        """The training of the lanes, as they are laid out now, as a function of what moves."""
+        functions, gates = self.lanes.functions(), self.widths.coordinates_KP.shape[1]
+        like = self.lanes.stands()[0]
+        still = {name: values_K.to(like)[functions.lane_T] for name, values_K in self.hyper.items()}
+
+        now_KM = self._now()
+
+        def grades(h_KP: Tensor, batch: Batch) -> list[Tensor]:
+            noise = self._uniforms(batch.step) if self.random else None
+            h_KM = now_KM.index_copy(1, self.moving_M, h_KP)
+            return [m_KN.to(like) for m_KN in self.widths.grades_at(h_KM[:, :gates], noise)]
+
+        def hyper(h_KP: Tensor) -> dict[str, Tensor]:
+            first = h_KP.shape[1] - len(self.rates)
+            moving = {name: h_KP[:, first + r].to(like)[functions.lane_T] for r, name in enumerate(self.rates)}
+            found = {**still, **moving}
+            return {**found, "lr": found["lr"] * functions.rates_T}
+
+        def losses(weights_T: Tensor, h_KP: Tensor, batch: Batch) -> Tensor:
+            return functions.losses(weights_T, grades(h_KP, batch), batch)
+
+        def feedback(weights_T: Tensor, h_KP: Tensor, batch: Batch) -> Tensor:
+            assert functions.feedback is not None
+            return functions.feedback(weights_T, grades(h_KP, batch), batch)
+
+        learns = None if functions.feedback is None else feedback
+        return Inner(rule=self.rule, lane_T=functions.lane_T, losses=losses, hyper=hyper, feedback=learns)
+
+    def state(self) -> State:
+        """Where the training stands, copied."""
+        weights_T, slots = self.lanes.stands()
+        return State(weights_T=weights_T.clone(), slots={name: slot_T.clone() for name, slot_T in slots.items()})
+
+    def adopt(self, state: State) -> None:
+        """Go on training from a state."""
+        weights_T, slots = self.lanes.stands()
+        weights_T.copy_(state.weights_T)
+        for name, slot_T in slots.items():
+            slot_T.copy_(state.slots[name])
+
+    @property
+    def h_KP(self) -> Tensor:
+        """The numbers that move, those of the gates first."""
+        return self._now()[:, self.moving_M]
+
+    def method(self) -> Hypergradient:
+        """What takes the derivative, where the plan's method is not direct."""
+        assert self.moves is not None
+        moves, moving_M = self.moves, self.moving_M
+        draw = drawn(self.identities, len(moving_M))
+        return method_of(self.plan.method, units=lambda _: moves.units()[:, moving_M], draw=draw)
+
+    # -- its steps ---------------------------------------------------------------------------------------------------
 
     def draw(self, step: int) -> None:
         """The grades of one step, where they are random."""
         if self.random:
             self.lanes.sample(self.widths.grades(self._uniforms(step)))
 
-    def move(self, step: int, share: float, x: Tensor, y_BO: Tensor) -> None:
-        """One step of the architecture by the gradient of the loss on a batch; `share` of the training is done."""
-        assert self.moves is not None
+    def direct(self, step: int, x: Tensor, y_BO: Tensor) -> Tensor:
+        """d(loss on a batch)/d(what moves) with the weights as they are, [K, P]."""
         noise = self._uniforms(step) if self.random else None
         if noise is not None:
             self.lanes.sample(self.widths.grades(noise))
-        gradient_KP = self.widths.pull(self.lanes.grade_gradients(x, y_BO), noise)
+        by_gates = self.widths.pull(self.lanes.grade_gradients(x, y_BO), noise)
+        return torch.cat([by_gates, torch.zeros_like(self.rates_KR)], 1)[:, self.moving_M]
+
+    def move(self, gradient_KP: Tensor, share: float, batch: tuple[Tensor, Tensor]) -> None:
+        """One step of what moves by a derivative; `share` of the training is done, `batch` is what new units' gradients
+        are taken on."""
+        assert self.moves is not None
+        gates = self.widths.coordinates_KP.shape[1]
         with torch.enable_grad():
-            coordinates_KP = self.moves.step(gradient_KP)
+            gradient_KM = torch.zeros_like(self.moves.n_KG).index_copy(1, self.moving_M, gradient_KP.double().cpu())
+            h_KM = self.moves.step(gradient_KM, share).clone()
             self.widths.share = share  # sizes depend on the temperature
-            self.widths.set(self.moves.place(self.widths.within(coordinates_KP)))
-        self.regate(share, (x, y_BO))
+            h_KM[:, :gates] = self.widths.within(h_KM[:, :gates])
+            h_KM = self.moves.place(h_KM).detach()
+        self.widths.set(h_KM[:, :gates])
+        if self.rates:
+            self.hyper |= {name: h_KM[:, gates + r].clone() for r, name in enumerate(self.rates)}
+            self.lanes.retune({name: values_K.to(self.lanes.stands()[0]) for name, values_K in self.hyper.items()})
+        if self.plan.fractional:
+            self.regate(share, batch)
 
     def regate(self, share: float, batch: tuple[Tensor, Tensor] | None = None) -> None:
         """Bring the program's grades up to date."""

@@ -19,7 +19,10 @@ from search_spaces.cost import COST_METRICS
 from trials.architecture import Architecture
 from trials.augment import augment_noise, augmented
 from trials.batches import Rows
+from trials.hypergradients.cost import extra_passes
+from trials.hypergradients.hypernet import Hypernet
 from trials.lanes.making import make
+from trials.lanes.program import Batch
 from trials.metrics import measure
 from trials.noise import data_order
 from trials.optimisers import Rule
@@ -68,7 +71,9 @@ class FusedRun:
         self.steps = self.training.steps(len(self.data.y_R))
         self.flops_K = np.zeros(len(self.lanes))
         self.executed_K = np.zeros(len(self.lanes))
-        self._last_move = max((step for step in range(self.steps) if self._moves_at(step)), default=0) or 1
+        self._moves = frozenset(plan.method.moves(self.steps) if plan.gradient else ())
+        self._window = plan.method.window if plan.gradient else 0
+        self._last_move = max(self._moves, default=0) or 1
         self._begin()
 
     def _begin(self) -> None:
@@ -80,7 +85,9 @@ class FusedRun:
         self.program, widths = make(plan, points, self.identities, rule, hyper, self.batch, self.device)
         self.architecture: Architecture | None = None
         if widths is not None:
-            self.architecture = Architecture(plan, self.program, widths, self.identities)
+            self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper)
+        direct = not self._moves or plan.method.direct or self.architecture is None
+        self.method = None if direct else self.architecture.method()  # type: ignore[union-attr]
         self._set_rates()
 
     @property
@@ -107,31 +114,69 @@ class FusedRun:
         done = 0
         metrics: dict[str, np.ndarray] = {}
         for stop in sorted(measured_at | looked_at):
-            for step in range(done, stop):
+            while done < stop:
                 if self._out_of_time():
-                    yield from (self._outcome(i, step) for i in range(len(self.bundle.trials)))
+                    yield from (self._outcome(i, done) for i in range(len(self.bundle.trials)))
                     return
-                self._step(step, order, outer_order)
-            done = stop
-            metrics = self._measured(order if stop == self.steps else None) if stop in measured_at else {}
+                done += self._advance(done, order, outer_order)
+            metrics = self._measured(order if done == self.steps else None) if stop in measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
         whole = self._measured_whole(metrics, order)
         for i in range(len(self.bundle.trials)):
             yield self._outcome(i, done, metrics, whole)
 
-    def _step(self, step: int, order: Tensor, outer_order: Tensor) -> None:
+    def _advance(self, step: int, order: Tensor, outer_order: Tensor) -> int:
+        """Train on: one step, or the steps that a method takes itself before its next move. Returns how many."""
+        if self._window and step >= self.plan.method.warmup and step + self._window in self._moves:
+            self._move(step, order, outer_order)
+            return self._window
+        if not self._window and step in self._moves:
+            self._move(step, order, outer_order)
         if self.architecture is not None:
-            if self._moves_at(step):
-                before_K = self._grade_rate_K
-                self.architecture.move(step, step / self._last_move, *self.outer.batch(outer_order[step]))
-                self._set_rates()
-                self.executed_K += before_K + (self._grade_rate_K if self.plan.grows_by_gradient else 0.0)
             self.architecture.draw(step)
         x, y_BO = self.data.batch(order[step])
         self.program.step(self._varied(x, step), y_BO)
-        self.flops_K += self._rate_K
-        self.executed_K += self._executed_rate_K
+        self._charge_steps(1)
+        return 1
+
+    def _move(self, step: int, order: Tensor, outer_order: Tensor) -> None:
+        """One move, after the training steps that its method takes itself."""
+        assert self.architecture is not None
+        method, done = self.plan.method, step + self._window
+        outer = self.outer.batch(outer_order[min(done, self.steps - 1)])
+        if self.method is None:
+            gradient_KP = self.architecture.direct(step, *outer)
+            self.executed_K += self._grade_rate_K
+        else:
+            batches = [self._batch(s, order) for s in range(step, step + max(self._window, 1))]
+            h_KP = self.architecture.h_KP
+            found = self.method.derivative(
+                self.architecture.inner(),
+                self.architecture.state(),
+                h_KP,
+                batches,
+                Batch(*outer, min(done, self.steps - 1)),
+            )
+            gradient_KP = found.gradient_KP
+            if found.state is not None:
+                self.architecture.adopt(found.state)
+                self._charge_steps(self._window)
+            self.executed_K += extra_passes(method, h_KP.shape[1]) * self._executed_rate_K
+        laid = self.program.sizes
+        self.architecture.move(gradient_KP, done / self._last_move, outer)
+        if self.program.sizes != laid and isinstance(self.method, Hypernet):
+            self.method.reset()  # what it remembers is of numbers that lie elsewhere now
+        self._set_rates()
+        self.executed_K += self._grade_rate_K if self.plan.grows_by_gradient else 0.0
+
+    def _batch(self, step: int, order: Tensor) -> Batch:
+        x, y_BO = self.data.batch(order[step])
+        return Batch(self._varied(x, step), y_BO, step, remembers=self._window > 0)
+
+    def _charge_steps(self, steps: int) -> None:
+        self.flops_K += steps * self._rate_K
+        self.executed_K += steps * self._executed_rate_K
 
     def _varied(self, x_BCHW: Tensor, step: int) -> Tensor:
         """Images as each lane sees them at a step, [K, B, C, H, W], where they vary."""
@@ -155,10 +200,6 @@ class FusedRun:
     def _out_of_time(self) -> bool:
         seconds = self.bundle.seconds
         return seconds is not None and time.perf_counter() - self.clock > seconds
-
-    def _moves_at(self, step: int) -> bool:
-        method = self.plan.method
-        return self.plan.gradient and step >= method.warmup and (step - method.warmup) % method.every == 0
 
     # -- measuring ---------------------------------------------------------------------------------------------------
 
@@ -198,9 +239,11 @@ class FusedRun:
             self._recalibrate(order)
         if self.architecture is None:
             return self._scores()
-        widths = self.architecture.widths
-        told = widths.wiring(widths.coordinates_KP)
-        return {**self._scores(), **{name: value_K.cpu().numpy() for name, value_K in told.items()}}
+        widths, moves = self.architecture.widths, self.architecture.moves
+        told = {name: value_K.cpu().numpy() for name, value_K in widths.wiring(widths.coordinates_KP).items()}
+        if moves is not None and moves.moved:
+            told["clipped"] = moves.clipped_K.double().numpy() / moves.moved
+        return {**self._scores(), **told}
 
     def _scores(self) -> dict[str, np.ndarray]:
         logits_KOR = torch.cat([self.program.predict(x) for x in self.scored.chunks()], 2)
@@ -228,7 +271,7 @@ class FusedRun:
 
     def whole_point(self, lane: int) -> Point:
         """A lane's point, whole."""
-        return self.plan.rounded(self._at(self.lanes[lane][0].point, self.numbers_KM[lane].tolist()))
+        return self.plan.rounded(self._at(self.lanes[lane][0].point, self._named_KM[1][lane].tolist()))
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
@@ -241,21 +284,30 @@ class FusedRun:
             device_s=share,
         )
 
+    @property
+    def _named_KM(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """What a gradient may have moved, by name: the architecture's numbers, and rates; of every lane."""
+        if self.architecture is None:
+            return tuple(self.network.numbers), self.numbers_KM.numpy()
+        all_KM = torch.cat([self.numbers_KM, self.architecture.rates_KR], 1)
+        return (*self.network.numbers, *self.architecture.rates), all_KM.numpy()
+
     def _architecture_of(self, i: int) -> dict[str, float]:
         if not self.plan.gradient:
             return {}
-        numbers_M = self._of(i, self.numbers_KM.numpy()).mean(0)
-        return {name: float(n) for name, n in zip(self.network.numbers, numbers_M, strict=True)}
+        names, all_KM = self._named_KM
+        return {name: float(n) for name, n in zip(names, self._of(i, all_KM).mean(0), strict=True)}
 
     def _point(self, i: int) -> Point:
         """Where a trial's point is now: what moved, within its range; replicates' mean."""
-        return self._at(self.bundle.trials[i].point, self._of(i, self.numbers_KM.numpy()).mean(0))
+        return self._at(self.bundle.trials[i].point, self._of(i, self._named_KM[1]).mean(0))
 
     def _at(self, point: Point, numbers_M: Sequence[float]) -> Point:
-        """A point with the sizes to which it moved."""
+        """A point with the sizes and rates to which it moved."""
         if not self.plan.gradient:
             return dict(point)
-        moved, numbers = self.plan.space.moved(), dict(zip(self.network.numbers, map(float, numbers_M), strict=True))
+        names = self._named_KM[0]
+        moved, numbers = self.plan.space.moved(), dict(zip(names, map(float, numbers_M), strict=True))
 
         def now(name: str, value: Value) -> Value:
             if name not in numbers or name not in moved:

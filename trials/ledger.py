@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from search_spaces import Point
 from search_spaces.networks import MLP
+from trials.hypergradients.cost import extra_passes
 from trials.plan import Plan
 
 
@@ -16,14 +17,27 @@ def most_flops(plan: Plan, point: Point) -> float:
     steps = training.steps(trained)
     named, relaxed = plan.laid(point), plan.fractional
     step = training.batch_size * plan.costs.training_flops(named, relaxed)
-    moves = -(-max(steps - plan.method.warmup, 0) // plan.method.every) if plan.gradient else 0
-    move = training.batch_size * plan.costs.grade_flops(named) * (2 if plan.grows_by_gradient else 1)
+    moves = len(plan.method.moves(steps)) if plan.gradient else 0
+    grades = training.batch_size * plan.costs.grade_flops(named)
+    move = (
+        (grades if plan.method.direct else step * extra_passes(plan.method, coordinates(plan, point))) if moves else 0
+    )
+    move += grades if moves and plan.grows_by_gradient else 0
     measured = min(plan.evaluations, steps) + plan.fractional  # once more at whole sizes
     rows = len(plan.task.rows(plan.scored).y) * measured
     if not isinstance(plan.network, MLP):  # batch norms see training rows anew before the last measurement, and whole
         rows += training.batch_size * training.norm_steps(trained) * (1 + plan.fractional)
     forward = plan.costs.flops(named, relaxed)
     return float(plan.seeds * (steps * step + moves * move + rows * forward))
+
+
+def coordinates(plan: Plan, point: Point) -> int:
+    """How many numbers a gradient moves, where what a move costs depends on it; else 0."""
+    if plan.method.kind != "forward":
+        return 0
+    from trials.lanes.making import moving  # torch, which no other method needs here
+
+    return moving(plan, point)
 
 
 def epochs(plan: Plan, point: Point) -> float:

@@ -7,6 +7,7 @@
 torch.optim refuses a learning rate per lane; these take every hyperparameter as a buffer of the weights' shape [T] (or
 one that broadcasts to it). The formulas are torch.optim's, term by term, so that one lane equals torch's own optimiser.
 A hyperparameter outside `uses` costs nothing: which ones are in use is a fact of the search, never of a bundle.
+`updated` is the same update as a function, for derivatives through training.
 
 Legend of shape suffixes: T all weights of all lanes.
 """
@@ -101,3 +102,34 @@ class Optimiser:
         self._work.mul_(gradients_T)
         torch.mul(lr_T, mean_T, out=gradients_T)
         weights_T.addcdiv_(gradients_T, self._work, value=-1)
+
+
+def updated(
+    rule: Rule, weights_T: Tensor, state: Mapping[str, Tensor], gradients_T: Tensor, hyper: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weights and the state after one update, out of place and differentiable in all that goes in.
+
+    Args:
+        state: each slot of the rule, [T].
+        hyper: every hyperparameter in `rule.uses`, each [T] or broadcastable to it.
+    """
+    decays = "weight_decay" in rule.uses
+    if decays and rule.kind != "adamw":
+        gradients_T = gradients_T + hyper["weight_decay"] * weights_T
+    if rule.kind == "sgd":
+        if "momentum" not in rule.uses:
+            return weights_T - hyper["lr"] * gradients_T, {}
+        velocity_T = state["velocity"] * hyper["momentum"] + gradients_T
+        update_T = gradients_T + hyper["momentum"] * velocity_T if rule.nesterov else velocity_T
+        return weights_T - hyper["lr"] * update_T, {"velocity": velocity_T}
+    if decays and rule.kind == "adamw":
+        weights_T = weights_T - hyper["lr"] * hyper["weight_decay"] * weights_T
+    beta1_T, beta2_T = hyper["beta1"], hyper["beta2"]
+    mean_T = beta1_T * state["mean"] + (1 - beta1_T) * gradients_T
+    square_T = beta2_T * state["square"] + (1 - beta2_T) * gradients_T**2
+    power1_T, power2_T = state["power1"] * beta1_T, state["power2"] * beta2_T
+    # the root has no slope at 0, where a weight that rests or was never reached stands
+    some_T = square_T > 0
+    root_T = torch.where(some_T, (torch.where(some_T, square_T, 1.0) / (1 - power2_T)).sqrt(), 0.0)
+    weights_T = weights_T - hyper["lr"] * mean_T / ((root_T + EPS) * (1 - power1_T))
+    return weights_T, {"mean": mean_T, "square": square_T, "power1": power1_T, "power2": power2_T}

@@ -11,7 +11,7 @@ from search_spaces import Point, Space
 from search_spaces.cost import COST_METRICS, Costs
 from search_spaces.networks import MLP, Network, Own
 from search_spaces.rounding import excess, round_within
-from trials.hypergradients.method import Method
+from trials.hypergradients.method import RATES, Method
 from trials.tasks import Augment, Task
 from trials.training import Training
 
@@ -119,8 +119,19 @@ class Plan:
 
     @property
     def gradient(self) -> bool:
-        """Whether a gradient moves the architecture."""
+        """Whether a gradient moves the architecture or rates."""
         return self.method.kind != "none" and bool(self.space.moved())
+
+    @property
+    def moved_rates(self) -> tuple[str, ...]:
+        """The inner optimiser's hyperparameters that a gradient moves."""
+        moved = self.space.moved()
+        return tuple(name for name in RATES if name in moved)
+
+    @property
+    def moves_sizes(self) -> bool:
+        """Whether a gradient moves the architecture, and not rates alone."""
+        return self.gradient and len(self.moved_rates) < len(self.space.moved())
 
     @property
     def grows_by_gradient(self) -> bool:
@@ -130,7 +141,7 @@ class Plan:
     @property
     def fractional(self) -> bool:
         """Whether lanes train at their real sizes rather than the rounded ones."""
-        return self.gradient if self.realise == "auto" else self.realise == "fractional"
+        return self.moves_sizes if self.realise == "auto" else self.realise == "fractional"
 
     @property
     def train_splits(self) -> tuple[str, ...]:

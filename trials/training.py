@@ -27,17 +27,20 @@ LANE: dict[str, tuple[float, float, bool]] = {
     "beta1": (0.0, 1.0, False),
     "beta2": (0.0, 0.999999, True),  # beyond, single precision takes it for 1
 }
+LEARNERS = ("backprop", "feedback")
 WAYS = ("per_lane", "grouped", "unfolded")  # of running lanes with convolutions (`trials.lanes.program`)
 NORM_ROWS = 2048  # training rows whose statistics a finished network's batch norms have
-STRUCTURAL = ("optimizer", "nesterov", "batch_size", "epochs")
+STRUCTURAL = ("optimizer", "nesterov", "learner", "batch_size", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training run. `momentum` is SGD's; `beta1`, `beta2` are Adam's; adamw's `weight_decay` is decoupled."""
+    """One training run. `momentum` is SGD's; `beta1`, `beta2` are Adam's; adamw's `weight_decay` is decoupled.
+    `learner: feedback` teaches by direct feedback alignment."""
 
     optimizer: str = "sgd"
     nesterov: bool = False
+    learner: str = "backprop"
     batch_size: int = 64
     epochs: int = 20
     lr: float = 0.1
@@ -51,6 +54,8 @@ class Training:
         faults = []
         if self.optimizer not in OPTIMIZERS:
             faults.append(unknown(f"{where}.optimizer", self.optimizer, OPTIMIZERS, "optimizer"))
+        if self.learner not in LEARNERS:
+            faults.append(unknown(f"{where}.learner", self.learner, LEARNERS, "learner"))
         nesterov: object = self.nesterov
         if not isinstance(nesterov, bool):
             faults.append(f"{where}.nesterov: must be true or false, but got {self.nesterov!r}.")

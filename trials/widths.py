@@ -174,6 +174,10 @@ class Widths:
         """Each gate's grades, [K, N]; `noise` [K, draws] a gate, or the deterministic ones."""
         return self._grades(self.coordinates_KP, noise)
 
+    def grades_at(self, coordinates_KP: Tensor, noise: Sequence[Tensor | None] | None = None) -> list[Tensor]:
+        """The same as a differentiable function of the coordinates, at the temperature of now."""
+        return self._grades(coordinates_KP, noise)
+
     def members(self) -> list[Tensor]:
         """The deterministic grades, but above 0 for every unit that a random grade may let speak, [K, N] a gate."""
         return [

@@ -126,7 +126,7 @@ def moves_of(
     return Moves(method, scales, torch.tensor(start, dtype=torch.float64), bounds, cost)
 
 
-SGD = Method(kind="bilevel", optimizer="sgd", lr=1e-3, warmup=0, every=1)
+SGD = Method(kind="bilevel", optimizer="sgd", lr=1e-3, warmup=0, every=1, clip=0.0)
 
 
 def test_a_plain_step_descends_in_the_unit_cube() -> None:

@@ -1,4 +1,4 @@
-"""Steps of the architecture: sizes in the unit cube, an outer optimiser, and dual ascent on the bounds.
+"""Steps of what moves: sizes and rates in the unit cube, an outer optimiser, and dual ascent on the bounds.
 
     >>> moves = Moves(method, scales=[(4, 128, True)], start=n_KG, bounds=..., cost=...)
     >>> n_KG = moves.step(gradient_KG)
@@ -6,11 +6,15 @@
 The Lagrangian of lane k is  L_k(n) + lambda_k g(n) + damping/2 max(0, g(n))^2  with  g(n) = cost(n) / bound - 1  for
 each bound; lambda_k >= 0 climbs by dual_lr * g (Bertsekas 1982, section 2). Everything is per lane, in float64.
 
+A parameter moves as a coordinate v of its place u in [0, 1]: v = u, cut off or turned back at the ends, or with
+`ends: sigmoid` v = log(u / (1 - u)) / 4, which is as fast as u in the middle and never arrives at an end.
+
 Legend of shape suffixes: K lanes, G gates, C bounds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -19,6 +23,14 @@ from torch import Tensor
 from trials.hypergradients.method import Method
 
 Scale = tuple[float, float, bool]  # low, high, log
+INSIDE = 1e-3  # how far from an end of its range a parameter begins that never arrives there
+
+
+def scheduled(schedule: str, share: float) -> float:
+    """By what an outer learning rate is multiplied when that share of the training is done."""
+    if schedule == "constant":
+        return 1.0
+    return 1.0 - share if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 class Moves:
@@ -42,39 +54,68 @@ class Moves:
         penalty: Mapping[str, float] | None = None,
     ) -> None:
         self.method, self.bounds, self.cost, self.penalty = method, dict(bounds), cost, dict(penalty or {})
+        self.scales = list(scales)
         low, high, log = zip(*scales, strict=True)
         self._low, self._high = (torch.tensor(v, dtype=torch.float64) for v in (low, high))
         self._log = torch.tensor(log)
         self._moves = self._high > self._low
         self.n_KG = start.double().clone()
-        self._u_KG = self._encode(self.n_KG)
+        self._v_KG = self._coordinate(self.n_KG)
+        self.moved, self.clipped_K = 0, torch.zeros(len(start), dtype=torch.int64)
         self._mean_KG, self._square_KG = torch.zeros_like(self.n_KG), torch.zeros_like(self.n_KG)
         self.dual_KC = torch.zeros(len(start), len(self.bounds), dtype=torch.float64)
         self._steps = 0
 
-    def step(self, gradient_KG: Tensor) -> Tensor:
-        """Move by d(objective)/d(sizes) and return the new sizes, [K, G]. A lane whose gradient is not finite rests:
-        neither its momentum nor its multipliers move it."""
+    def step(self, gradient_KG: Tensor, share: float = 0.0) -> Tensor:
+        """Move by d(objective)/d(sizes) and return the new sizes, [K, G]; `share` of the training is done. A lane whose
+        gradient is not finite rests: neither its momentum nor its multipliers move it."""
         n_KG = self.n_KG.clone().requires_grad_()
         finite_K1 = gradient_KG.isfinite().all(1, keepdim=True)
-        total_KG = torch.where(finite_K1, gradient_KG.double() + self._cost_gradient(n_KG), 0.0)
-        per_unit_KG = torch.where(
-            self._log, self.n_KG * (self._high / self._low.clamp(min=1e-300)).log(), self._high - self._low
-        )
-        slope_KG = torch.where(self._moves, total_KG * per_unit_KG, 0.0)
+        slope_KG = self._clipped(torch.where(finite_K1 & self._moves, gradient_KG.double() * self.units(), 0.0))
+        slope_KG = slope_KG + torch.where(finite_K1 & self._moves, self._cost_gradient(n_KG) * self.units(), 0.0)
         self._steps += 1
         direction_KG = torch.where(finite_K1, self._direction(slope_KG), 0.0)
-        u_KG = (self._u_KG - self.method.lr * direction_KG).clamp(0.0, 1.0)
+        v_KG = self._v_KG - self.method.lr * scheduled(self.method.schedule, share) * direction_KG
+        v_KG = self._within(v_KG)
         # a size that rests keeps every bit: going through the unit cube and back would round it
-        self.n_KG = torch.where(u_KG != self._u_KG, self._decode(u_KG), self.n_KG)
-        self._u_KG = u_KG
+        self.n_KG = torch.where(v_KG != self._v_KG, self._decode(self._place(v_KG)), self.n_KG)
+        self._v_KG = v_KG
         return self.n_KG
 
     def place(self, n_KG: Tensor) -> Tensor:
         """Put sizes where a rule of their own wants them; those that are there already keep every bit."""
-        self._u_KG = torch.where(n_KG == self.n_KG, self._u_KG, self._encode(n_KG))
+        self._v_KG = torch.where(n_KG == self.n_KG, self._v_KG, self._coordinate(n_KG))
         self.n_KG = n_KG
         return self.n_KG
+
+    def units(self) -> Tensor:
+        """What a unit of the coordinate is of each size, where it is now: dn/dv, [K, G]."""
+        ratio = (self._high / self._low.clamp(min=1e-300)).log()
+        per_KG = torch.where(self._log, self.n_KG * ratio, self._high - self._low)
+        if self.method.ends == "sigmoid":
+            u_KG = self._place(self._v_KG)
+            per_KG = per_KG * 4.0 * u_KG * (1.0 - u_KG)
+        return per_KG
+
+    def _clipped(self, slope_KG: Tensor) -> Tensor:
+        self.moved += 1
+        if not self.method.clip:
+            return slope_KG
+        length_K1 = torch.linalg.vector_norm(slope_KG, dim=1, keepdim=True)
+        self.clipped_K += (length_K1 > self.method.clip).squeeze(1)
+        return slope_KG * torch.div(self.method.clip, length_K1.clamp(min=self.method.clip))
+
+    def _within(self, v_KG: Tensor) -> Tensor:
+        if self.method.ends == "reflect":
+            v_KG = 1.0 - torch.abs(1.0 - torch.remainder(v_KG, 2.0))  # turned back at 0 and at 1, as often as it takes
+        return v_KG if self.method.ends == "sigmoid" else v_KG.clamp(0.0, 1.0)
+
+    def _coordinate(self, n_KG: Tensor) -> Tensor:
+        u_KG = self._encode(n_KG)
+        return u_KG.clamp(INSIDE, 1.0 - INSIDE).logit() / 4.0 if self.method.ends == "sigmoid" else u_KG
+
+    def _place(self, v_KG: Tensor) -> Tensor:
+        return torch.sigmoid(4.0 * v_KG) if self.method.ends == "sigmoid" else v_KG
 
     def _direction(self, slope_KG: Tensor) -> Tensor:
         if self.method.optimizer == "sgd":

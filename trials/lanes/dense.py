@@ -33,13 +33,15 @@ from trials.optimisers import Optimiser, Rule
 
 aten = torch.ops.aten
 
-_FUNCTION = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "silu": functional.silu}
+FUNCTION = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "silu": functional.silu}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseShape:
     """What all lanes of a program share. `loss` is cross_entropy, or mse: half the squared error over all outputs.
-    `maxima` are the greatest hidden sizes, which the ntk `parametrisation` is relative to."""
+    `maxima` are the greatest hidden sizes, which the ntk `parametrisation` is relative to. `learner` is backprop, or
+    feedback: every hidden layer hears of the error through a fixed random matrix of its own, delta_l = (B_l e) phi'
+    (direct feedback alignment, Nokland 2016), which begins as the last layer's weights do."""
 
     inputs: int
     outputs: int
@@ -47,6 +49,7 @@ class DenseShape:
     loss: str = "cross_entropy"
     parametrisation: str = "sp"
     maxima: tuple[int, ...] = ()
+    learner: str = "backprop"
 
 
 class DenseLanes:
@@ -96,6 +99,12 @@ class DenseLanes:
         self._pre = [units.zeros(self.device, self.dtype) for units in self.units] if keeps_pre else self._act
         self._grade = [torch.ones_like(h_T) for h_T in self._act] if self.gated else []
         self._gated = [self._with_ones(units) for units in self.units] if self.gated else self._act
+        feedback = self.shape.learner == "feedback"
+        self.heard = [
+            Layout([[(lane[i], self.shape.outputs)] for lane in self.sizes], grouped=self.grouped)
+            for i in range(self.hidden if feedback else 0)
+        ]
+        self.feedback = [heard.zeros(self.device, self.dtype) for heard in self.heard]
         self.logits_KOB = torch.zeros(self.lanes, self.shape.outputs, self.batch, device=self.device, dtype=self.dtype)
         self._top_KOB = torch.zeros_like(self.logits_KOB)
         self._cut()
@@ -124,6 +133,9 @@ class DenseLanes:
         later = range(1, self.hidden + 1)
         self._up = [list(zip(w[i], h[i - 1], into[i], strict=True)) for i in later]
         self._down = [list(zip([v[..., 1:].mT for v in w[i]], down[i], down[i - 1], strict=True)) for i in later]
+        if self.heard:
+            matrices = cells(self.heard, self.feedback)
+            self._down = [list(zip(matrices[i - 1], down[-1], down[i - 1], strict=True)) for i in later]
         self._gradient = [list(zip(down[i], [v.mT for v in h[i - 1]], g[i], strict=True)) for i in later]
         self._ones = [
             torch.cat([torch.arange(self.batch) + offset[0] for offset in units.offsets]).to(self.device)
@@ -145,6 +157,15 @@ class DenseLanes:
         self.now = self.live
         for lane in range(self.lanes):
             self._initialise_lane(lane)
+        self._draw_feedback()
+
+    def _draw_feedback(self) -> None:
+        """Every lane's fixed matrices, nested by prefix of rows."""
+        for lane, i in itertools.product(range(self.lanes), range(len(self.heard))):
+            seed, number, replicate = self.identities[lane]
+            view = self.heard[i].lane_view(self.feedback[i], lane, 0)
+            drawn = normal(fold(seed, "feedback", number, replicate, i), view.shape[0], view.shape[1], self.device)
+            view.copy_(drawn * self._scaling(self.live[lane], self.hidden, "sgd").std)
 
     def _initialise_lane(self, lane: int) -> None:
         for view, start in zip(self.matrices(lane), self.initial(lane), strict=True):
@@ -178,20 +199,25 @@ class DenseLanes:
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
-        self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
-        spread = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
-        self.optimiser = Optimiser(rule, spread, self.weights_T)
+        self.rule, self.optimiser = rule, Optimiser(rule, {}, self.weights_T)
+        self.retune(hyper)
+
+    def retune(self, hyper: Mapping[str, Tensor]) -> None:
+        """Other hyperparameters from here on, name -> [K]; the optimiser's state stays."""
+        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in self.rule.uses}
+        self.optimiser.hyper = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
         self._set_rates()
 
     def _set_rates(self) -> None:
         """Learning rates as the parametrisation wants them, and 0 where a weight is no member."""
-        lr_T = self.layout.spread(self.hyper["lr"])
+        self.rates_T = torch.ones_like(self.weights_T) if self._alive_T is None else self._alive_T.clone()
         if self.shape.parametrisation == "mup":
             for lane, i in itertools.product(range(self.lanes), range(self.hidden + 1)):
-                found, view = self._scaling(self.now[lane], i, self.rule.kind), self.layout.lane_view(lr_T, lane, i)
+                found = self._scaling(self.now[lane], i, self.rule.kind)
+                view = self.layout.lane_view(self.rates_T, lane, i)
                 view[:, 0] *= found.bias_lr
                 view[:, 1:] *= found.weight_lr
-        self.optimiser.hyper["lr"] = lr_T if self._alive_T is None else lr_T * self._alive_T
+        self.optimiser.hyper["lr"] = self.layout.spread(self.hyper["lr"]) * self.rates_T
 
     def matrices(self, lane: int, buffer_T: Tensor | None = None) -> list[Tensor]:
         """A lane's weights (or the same places of another buffer), views [out, 1 + in] with the bias in column 0."""
@@ -220,6 +246,7 @@ class DenseLanes:
             if self.sizes[lane] != before[lane]:
                 self._initialise_lane(lane)
             self.load_lane(lane, tensors)
+        self._draw_feedback()
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
@@ -349,7 +376,7 @@ class DenseLanes:
 
     def predict(self, x_RI: Tensor) -> Tensor:
         """Every lane's logits on any number of rows, [K, O, R]; touches no buffer of the step."""
-        act = _FUNCTION[self.shape.activation]
+        act = FUNCTION[self.shape.activation]
         out = []
         for c in range(len(self._weights[0])):
             h = x_RI.mT

@@ -24,9 +24,10 @@ from search_spaces.mlp import GatedMLP
 from search_spaces.network import Size
 from search_spaces.width import HeldGate, gates_of, held
 from trials.lanes.dense import DenseLanes, DenseShape
+from trials.lanes.dense_functions import DenseFunctions
 from trials.lanes.growing import AWAKE
 from trials.lanes.masks import as_long
-from trials.lanes.program import Identity
+from trials.lanes.program import Functions, Identity
 from trials.noise import fold, uniform
 from trials.optimisers import Rule
 
@@ -69,6 +70,22 @@ class DenseProgram:
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         self.dense.attach(rule, hyper)
+
+    def retune(self, hyper: Mapping[str, Tensor]) -> None:
+        self.dense.retune(hyper)
+
+    def functions(self) -> Functions:
+        own = DenseFunctions(self.dense)
+        learns = self.shape.learner == "feedback"
+        return Functions(
+            lane_T=self.dense.layout.spread(torch.arange(self.dense.lanes, device=self.device)),
+            rates_T=self.dense.rates_T,
+            losses=lambda weights_T, grades, batch: own.losses(weights_T, grades, *batch[:2]),
+            feedback=(lambda weights_T, grades, batch: own.feedback(weights_T, grades, *batch[:2])) if learns else None,
+        )
+
+    def stands(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.dense.weights_T, self.dense.optimiser.state
 
     def regate(
         self,

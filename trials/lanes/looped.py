@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from search_spaces.flow import Opaque, Use
 from search_spaces.kept import kept_units, sizes_kept
@@ -32,7 +33,7 @@ from trials.lanes.growing import Growing
 from trials.lanes.initial import Identity, Start, units_only
 from trials.lanes.layout import Layout
 from trials.lanes.places import Places, cut, paste, places
-from trials.lanes.program import anew, in_chunks, loss_of, norms_of, still
+from trials.lanes.program import Batch, Functions, anew, in_chunks, loss_of, norms_of, still
 from trials.lanes.regating import Regated
 from trials.noise import fold
 from trials.optimisers import Optimiser, Rule
@@ -133,20 +134,23 @@ class LoopedLanes(Regated):
     # -- optimiser ---------------------------------------------------------------------------------------------------
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
-        self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
-        spread = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
-        self.optimiser = Optimiser(rule, spread, self.weights)
+        self.rule, self.optimiser = rule, Optimiser(rule, {}, self.weights)
+        self.retune(hyper)
+
+    def retune(self, hyper: Mapping[str, Tensor]) -> None:
+        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in self.rule.uses}
+        self.optimiser.hyper = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
         self._set_rates()
 
     def _set_rates(self) -> None:
         """Learning rates as the parametrisation wants them, and 0 where a weight is no member."""
-        lr_T = self.layout.spread(self.hyper["lr"])
+        self.rates_T = torch.ones_like(self.weights) if self.alive is None else self.alive.clone()
         for lane, sizes in enumerate(self.live):
             rates = self.start.rates(sizes)
             for i, name in self._numbered(lane):
                 if (rate := rates.get(name, 1.0)) != 1.0:
-                    self._view(lr_T, lane, i).mul_(rate)
-        self.optimiser.hyper["lr"] = lr_T if self.alive is None else lr_T * self.alive
+                    self._view(self.rates_T, lane, i).mul_(rate)
+        self.optimiser.hyper["lr"] = self.layout.spread(self.hyper["lr"]) * self.rates_T
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
@@ -226,14 +230,53 @@ class LoopedLanes(Regated):
         self.optimiser.step(self.weights, self.gradients_T)
         self._steps += 1
 
+    def functions(self) -> Functions:
+        return Functions(
+            lane_T=self.layout.spread(torch.arange(len(self.modules), device=self.device)),
+            rates_T=self.rates_T,
+            losses=self._losses,
+        )
+
+    def stands(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.weights, self.optimiser.state
+
+    def _losses(self, weights_T: Tensor, grades: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Every lane's loss on a batch, [K]."""
+        found = []
+        for lane, module in enumerate(self.modules):
+            values = self._values(lane, weights_T, grades)
+            memory = contextlib.nullcontext() if batch.remembers else still(module)
+            with memory, self._luck("step", lane, batch.step):
+                outputs_BO = functional_call(module, values, (self._own(batch.x, lane),), tie_weights=False)
+            found.append(loss_of(self.loss, outputs_BO, batch.y_BO))
+        return torch.stack(found)
+
+    def _values(self, lane: int, weights_T: Tensor, grades: Sequence[Tensor]) -> dict[str, Tensor]:
+        """A lane's parameters and grades by every path but a second one to the same module: a call with both would not
+        put back what was there."""
+        views = {
+            id(self.own[lane][n]): self._view(weights_T, lane, i).view_as(self.own[lane][n])
+            for i, n in self._numbered(lane)
+        }
+        found = {}
+        for path, module in self.modules[lane].named_modules():
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                found[f"{path}.{name}".lstrip(".")] = views[id(parameter)]
+            if isinstance(module, HeldGate):
+                m_N = grades[self.gates.index(module.name)][lane, : module.maximum]
+                found[f"{path}.m".lstrip(".")] = m_N.to(self.device, self.dtype)
+        return found
+
     @contextlib.contextmanager
-    def _luck(self, purpose: str, lane: int) -> Iterator[None]:
+    def _luck(self, purpose: str, lane: int, step: int | None = None) -> Iterator[None]:
         """Whatever a lane's own layers draw (dropout) is a function of whose lane it is, and of the step."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=self._draws):
             if self._draws:
                 seed, number, replicate = self.identities[lane]
-                torch.manual_seed(fold(seed, f"layers {purpose}", number, replicate, self._steps) >> 1)
+                torch.manual_seed(
+                    fold(seed, f"layers {purpose}", number, replicate, self._steps if step is None else step) >> 1
+                )
             yield
 
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:

@@ -50,6 +50,7 @@ def make(
     hyper: Mapping[str, Tensor],
     batch: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Program, Widths | None]:
     """Lanes ready for their first step, and their widths where they have gates.
 
@@ -66,7 +67,7 @@ def make(
     loss = "cross_entropy" if task.kind == "classification" else "mse"
     built = None if is_dense(plan) else _realised(network, task.shape, task.outputs, maxima, activation)
     opaque = built is not None and built.flow is None
-    gated = plan.fractional or network.parametrisation == "ntk" or plan.padded or opaque
+    gated = plan.gradient or plan.fractional or network.parametrisation == "ntk" or plan.padded or opaque
     kinds = gate_kinds(plan, points[0], maxima)
     start_KM = jittered(plan, kinds, numbers_KM, identities)
     widths = Widths(kinds, start_KM, factor=network.parametrisation == "ntk") if gated else None
@@ -79,6 +80,7 @@ def make(
         sizes = [plan.shape_class(point) for point in points]
     live = (widths or Widths(kinds, numbers_KM)).sizes_KG.tolist()
     lanes: DenseProgram | LoopedLanes | VmappedLanes
+    where: Any = {"device": device, "dtype": dtype}
     if built is None:
         shape = DenseShape(
             inputs=task.inputs,
@@ -87,17 +89,18 @@ def make(
             loss=loss,
             parametrisation=network.parametrisation,
             maxima=maxima,
+            learner=plan.training.learner,
         )
-        lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, device=device)
+        lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, **where)
         lanes.begin(identities, [tuple(map(int, lane)) for lane in sizes], live)  # type: ignore[arg-type]
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)
         start = Start(flow=flow, gates=network.gates, parametrisation=network.parametrisation, optimizer=rule.kind)
         whole = not plan.fractional
         if not plan.padded:
-            lanes = LoopedLanes(start, loss=loss, gated=gated, whole=whole, growth=network.growth, device=device)
+            lanes = LoopedLanes(start, loss=loss, gated=gated, whole=whole, growth=network.growth, **where)
         else:
-            lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, whole=whole, device=device)
+            lanes = VmappedLanes(start, way=plan.way, loss=loss, growth=network.growth, whole=whole, **where)
         by_gate = [dict(zip(network.gates, lane, strict=True)) for lane in sizes]
         lanes.begin(identities, by_gate, [dict(zip(network.gates, lane, strict=True)) for lane in live])
     lanes.attach(rule, hyper)
@@ -110,7 +113,7 @@ def gate_kinds(plan: Plan, point: Point, maxima: Sequence[int]) -> list[GateKind
     """The gates of the plan's network, and how each moves. A gate on which the point is silent is whole."""
     network = plan.network
     assert network is not None
-    moved = plan.space.moved() if plan.gradient else {}
+    moved = plan.space.moved() if plan.moves_sizes else {}
     found = []
     for name, maximum in zip(network.gates, maxima, strict=True):
         numbers = network.numbers_of(name)
@@ -130,6 +133,14 @@ def gate_kinds(plan: Plan, point: Point, maxima: Sequence[int]) -> list[GateKind
             )
         )
     return found
+
+
+def moving(plan: Plan, point: Point) -> int:
+    """How many numbers a gradient moves: coordinates of gates, and rates."""
+    assert plan.network is not None
+    kinds = gate_kinds(plan, point, plan.network.maxima(plan.space))
+    widths = Widths(kinds, torch.tensor([plan.network.sizes(point)], dtype=torch.float64).reshape(1, -1))
+    return sum(low < high for low, high, _ in widths.scales) + len(plan.moved_rates)
 
 
 def _membership(plan: Plan, gate: str) -> str:

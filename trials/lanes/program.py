@@ -11,8 +11,9 @@ Legend of shape suffixes: K lanes, G gates, N units of a gate, B batch, O output
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,15 @@ class Program(Protocol):
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
+
+    def retune(self, hyper: Mapping[str, Tensor]) -> None:
+        """Other hyperparameters from the coming step on, name -> [K]."""
+
+    def functions(self) -> Functions:
+        """The lanes, as they are laid out now, as functions of their weights and grades."""
+
+    def stands(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The flat buffer of all weights, [T], and those of the optimiser's state: to be read and to be written to."""
 
     def regate(
         self,
@@ -71,6 +81,29 @@ class Program(Protocol):
 
     def module(self, lane: int) -> nn.Module:
         """A lane as a module of its own, with held gates where it has any; weights are copies."""
+
+
+class Batch(NamedTuple):
+    """What a step of `Functions` reads: inputs, targets, and the number of the step. In one that `remembers`, batch
+    norms take the batch into their running statistics."""
+
+    x: Tensor
+    y_BO: Tensor
+    step: int = 0
+    remembers: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Functions:
+    """Lanes as differentiable functions of the flat buffer of all their weights, in no particular order, and of grades
+    ([K, N] a gate): `losses(weights_T, grades, batch)` are [K], `feedback` the direction [T] of a learner other than
+    back-propagation. `lane_T` says whose each weight is, `rates_T` by how much its learning rate differs from its
+    lane's, 0 where it rests."""
+
+    lane_T: Tensor
+    rates_T: Tensor
+    losses: Callable[[Tensor, Sequence[Tensor], Batch], Tensor]
+    feedback: Callable[[Tensor, Sequence[Tensor], Batch], Tensor] | None = None
 
 
 def loss_of(kind: str, outputs_BO: Tensor, y_BO: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from search_spaces.width import gates_of
 from trials.lanes.growing import Growing
 from trials.lanes.initial import Identity, Start, units_only
 from trials.lanes.places import Places, cut, places
-from trials.lanes.program import in_chunks, loss_of
+from trials.lanes.program import Batch, Functions, in_chunks, loss_of
 from trials.lanes.regating import Regated
 from trials.optimisers import Optimiser, Rule
 
@@ -144,8 +144,11 @@ class VmappedLanes(Regated):
             functional_call(self.net, {**weights, **buffers}, (x,))
             return {path: norm.seen for path, norm in norms.items()}
 
+        def gated_loss(gates: Values, weights: Values, buffers: Values, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+            return lane_loss(weights, {**buffers, **self._spread(gates)}, x, y)
+
         def gate_loss(gates: Values, weights: Values, buffers: Values, x: Tensor, y: Tensor) -> Tensor:
-            return lane_loss(weights, {**buffers, **self._spread(gates)}, x, y)[0]
+            return gated_loss(gates, weights, buffers, x, y)[0]
 
         def predicted(weights: Values, buffers: Values, x: Tensor) -> Tensor:
             out: Tensor = functional_call(self.net, {**weights, **buffers}, (x,))
@@ -153,6 +156,7 @@ class VmappedLanes(Regated):
 
         self._gradients = [over_lanes(grad(lane_loss, has_aux=True), (0, 0, own, None)) for own in (None, 0)]
         self._gate_gradients = [over_lanes(grad(gate_loss), (0, 0, 0, own, None)) for own in (None, 0)]
+        self._gated_losses = [over_lanes(gated_loss, (0, 0, 0, own, None)) for own in (None, 0)]
         self._statistics = [over_lanes(statistics, (0, 0, own)) for own in (None, 0)]
         self._predictions = over_lanes(predicted, (0, 0, None))
 
@@ -167,19 +171,22 @@ class VmappedLanes(Regated):
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
-        self.rule, self.hyper = rule, {name: hyper[name].to(self.device, self.dtype) for name in rule.uses}
-        spread = {name: values.unsqueeze(1).expand_as(self.weights) for name, values in self.hyper.items()}
-        self.optimiser = Optimiser(rule, spread, self.weights)
+        self.rule, self.optimiser = rule, Optimiser(rule, {}, self.weights)
+        self.retune(hyper)
+
+    def retune(self, hyper: Mapping[str, Tensor]) -> None:
+        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in self.rule.uses}
+        self.optimiser.hyper = {name: v.unsqueeze(1).expand_as(self.weights) for name, v in self.hyper.items()}
         self._set_rates()
 
     def _set_rates(self) -> None:
-        lr_KP = self.hyper["lr"].unsqueeze(1).expand_as(self.weights).clone()
-        views = self._views(lr_KP)
+        self.rates_KP = torch.ones_like(self.weights) if self.alive is None else self.alive.clone()
+        views = self._views(self.rates_KP)
         for k, sizes in enumerate(self.live):
             for name, rate in self.start.rates(sizes).items():
                 if name in views and rate != 1.0:
                     views[name][k].mul_(rate)
-        self.optimiser.hyper["lr"] = lr_KP if self.alive is None else lr_KP * self.alive
+        self.optimiser.hyper["lr"] = self.hyper["lr"].unsqueeze(1) * self.rates_KP
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
@@ -267,6 +274,31 @@ class VmappedLanes(Regated):
         none_K0 = torch.zeros(self.lanes, 0, dtype=self.dtype, device=self.device)  # of blocks for which none has room
         by_gate = [(found.get(gate, none_K0), self.flow.gates[gate].maximum) for gate in self.gates]
         return [functional.pad(m_KN, (0, maximum - m_KN.shape[1])) for m_KN, maximum in by_gate]
+
+    def functions(self) -> Functions:
+        lanes_K = torch.arange(self.lanes, device=self.device)
+        return Functions(
+            lane_T=lanes_K.repeat_interleave(self.weights.shape[1]),
+            rates_T=self.rates_KP.flatten(),
+            losses=self._losses,
+        )
+
+    def stands(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.weights.view(-1), {slot: state_KP.view(-1) for slot, state_KP in self.optimiser.state.items()}
+
+    def _losses(self, weights_T: Tensor, grades: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Every lane's loss on a batch, [K]."""
+        by_name = dict(zip(self.gates, grades, strict=True))
+        gates = {
+            name: by_name[name][:, : self.buffers[f"{paths[0]}.m"].shape[1]].to(self.device, self.dtype)
+            for name, paths in self._gate_names.items()
+        }
+        views, own = self._views(weights_T.view(self.lanes, -1)), self._apart(batch.x)
+        losses_K, seen = self._gated_losses[own](gates, views, self.buffers, batch.x, batch.y_BO)
+        if batch.remembers:
+            with torch.no_grad():
+                self._remember(tree_map(torch.detach, seen))
+        return losses_K  # type: ignore[no-any-return]
 
     def predict(self, x: Tensor) -> Tensor:
         """Every lane's outputs, [K, O, R]."""
