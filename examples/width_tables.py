@@ -101,17 +101,18 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 def against_uniform(runs: Sequence[Run]) -> dict[str, Versus]:
     """Every other arm of one table against `uniform`."""
     errors = {arm: np.array([r.test_error for r in own]) for arm, own in by_arm(runs).items()}
-    return _judged({arm: values - errors[BASE] for arm, values in errors.items() if arm != BASE})
+    return judged({arm: values - errors[BASE] for arm, values in errors.items() if arm != BASE})
 
 
 def over_all(runs: Sequence[Run]) -> dict[str, Versus]:
     """Every other arm against `uniform` over all tables: a seed's difference is the mean log ratio of its errors."""
     tables = [by_arm(own) for own in by_table(runs).values()]
     logs = {arm: np.mean([[np.log(r.test_error) for r in t[arm]] for t in tables], axis=0) for arm in tables[0]}
-    return _judged({arm: values - logs[BASE] for arm, values in logs.items() if arm != BASE})
+    return judged({arm: values - logs[BASE] for arm, values in logs.items() if arm != BASE})
 
 
-def _judged(differences: Mapping[str, np.ndarray]) -> dict[str, Versus]:
+def judged(differences: Mapping[str, np.ndarray]) -> dict[str, Versus]:
+    """The seeds' differences from one arm, by the name of the other."""
     adjusted = holm({arm: sign_flip(d) for arm, d in differences.items()})
     found = {}
     for arm, d in differences.items():

@@ -6,32 +6,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from search_spaces import Space
 from search_spaces.networks import MLP, Network
 from search_spaces.parameters import Choice
+from trials.hypergradients.memory import lighter, window_bytes
 from trials.hypergradients.method import KINDS, RATES, Method
-from trials.training import Training
+from trials.training import Training, rate_of
+
+if TYPE_CHECKING:
+    from trials.tasks import Task
+
+MOST_FORWARD = 64  # numbers for which a tangent each is worth its time
 
 
-def moved_faults(method: Method, moved: Collection[str], gates: Collection[str]) -> list[str]:
-    """What a gradient cannot move at all, and what this one cannot see."""
+def moved_faults(method: Method, moved: Collection[str], gates: Collection[str], *, trains: bool = True) -> list[str]:
+    """What a gradient cannot move at all, and what this one cannot see; `trains`: there is a training with rates."""
     methods = " or ".join(name for name in KINDS if name != "none")
     faults = []
     for name in moved:
         where = f"space.{name}.moved_by"
-        if name not in gates and name not in RATES:
-            own = f"gates of the network ({', '.join(gates) or 'it has none'}) and rates ({', '.join(RATES)})"
+        if name not in gates and not (trains and rate_of(name)):
+            own = f"gates of the network ({', '.join(gates) or 'it has none'})"
+            own += f" and the rates of its training ({', '.join(RATES)})" if trains else ""
             faults.append(f"{where}: only the {own} can be moved by a gradient; drop it.")
         elif method.kind == "none":
             faults.append(
                 f"{where}: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
                 f"set it to {methods}, or drop `moved_by`."
             )
-        elif name in RATES and (why := method.blind(name)):
+        elif rate_of(name) and (why := method.blind(name)):
             faults.append(f"{where}: {why}")
     return faults
+
+
+def rate_faults(training: Training | None, space: Space, network: Network) -> list[str]:
+    """Rates that a network has no layer for, or no dropout; and those that the optimiser does not read."""
+    training, dense, faults = training or Training(), isinstance(network, MLP), []
+    for name, parameter in space.parameters.items():
+        base, _, layer = name.partition(".")
+        if not rate_of(name):
+            continue
+        where, most = f"space.{name}", network.layers - (base == "dropout") if isinstance(network, MLP) else -1
+        if (layer or base == "dropout") and not dense:
+            what = f"{base} of single layers" if layer else base
+            faults.append(
+                f"{where}: only multi-layer perceptrons (kind: mlp) have {what}, but got {network.kind}; drop it."
+            )
+        elif layer and int(layer) > most:
+            kinds = "hidden layers" if base == "dropout" else "layers with weights"
+            faults.append(f"{where}: the network's {kinds} are 0 to {most}, but got {layer}; drop it.")
+        moved = getattr(parameter, "moved_by", "sampler") == "gradient"
+        if moved and base == "dropout" and parameter.low <= 0:  # type: ignore[attr-defined]
+            faults.append(f"{where}.low: the spread of dropout has no slope at 0 (`low > 0`), but got low=0; raise it.")
+        if moved and base not in _read(training) and "optimizer" not in space.parameters:
+            own = ", ".join(_read(training))
+            faults.append(f"{where}.moved_by: {training.optimizer} reads {own}, and {base} moves nothing; drop it.")
+    if training.dropout and not dense:
+        faults.append(
+            f"training.dropout: only multi-layer perceptrons (kind: mlp) have it, but got {network.kind}; drop it."
+        )
+    return faults
+
+
+def _read(training: Training) -> tuple[str, ...]:
+    """The rates that a training reads."""
+    own = ("momentum",) if training.optimizer == "sgd" else ("beta1", "beta2")
+    return ("lr", *own, "weight_decay", "dropout")
 
 
 def training_faults(method: Method, training: Training | None, space: Space, network: Network | None) -> list[str]:
@@ -73,3 +116,38 @@ def _values(space: Space, name: str, fixed: object) -> list[object]:
     """What a structural hyperparameter can be in a search."""
     parameter = space.parameters.get(name)
     return list(parameter.options) if isinstance(parameter, Choice) else [fixed]
+
+
+def memory_faults(spec: Mapping[str, Any], task: Task, network: Network, space: Space, total: float) -> list[str]:
+    """A window whose steps no machine like this one, with `total` bytes, can hold: how much it takes, and the ways out.
+
+    On a cluster the workers judge for themselves.
+    """
+    method, training = spec["search"].hypergradient, spec.get("training") or Training()
+    costs = network.costs(task.shape, task.outputs).of(network.named(network.sizes(network.ends(space)[1])))
+    batch = max(int(value) for value in _values(space, "batch_size", training.batch_size))  # type: ignore[call-overload]
+    sizes = {
+        "parameters": float(costs["parameters"]),
+        "activations": float(costs["activation_bytes"]) / 4,
+        "batch": batch,
+        "adaptive": any(kind != "sgd" for kind in _values(space, "optimizer", training.optimizer)),
+    }
+    needed = window_bytes(method, **sizes)
+    if needed <= total:
+        return []
+    key = "horizon" if method.kind == "truncated" else "every"
+    ways = [
+        f"{'checkpoints: true' if other.checkpoints else f'kind: {other.kind}'} (about {_gigabytes(held)})"
+        for other in lighter(method)
+        if (held := window_bytes(other, **sizes)) <= total
+    ]
+    return [
+        f"search.hypergradient.{key}: going through {getattr(method, key)} steps of one trial holds about "
+        f"{_gigabytes(needed)} in memory, and this machine has {_gigabytes(total)}; "
+        + (f"take {' or '.join(ways)}, or " if ways else "")
+        + f"lower {key}."
+    ]
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB"

@@ -95,7 +95,7 @@ def trajectories(store: Store, report: Report, path: Path) -> Path | None:
 
 
 def _draw_trials(axes: Axes, report: Report, own: pd.DataFrame, arm: str, gate: str) -> None:
-    """One size of an arm's trials: of a width by ratio, of a stride or depth by difference."""
+    """One size or rate of an arm's trials: a width or learning rate by ratio, the others by difference."""
     g, trials = report.gates.index(gate), [r for r in report.moved[arm] if r["value"] is not None]
     per_repeat = -(-MOST_LINES // (1 + max(r["repeat"] for r in trials)))
     best = {b["repeat"]: b["number"] for b in report.bests if b["arm"] == arm}
@@ -107,8 +107,8 @@ def _draw_trials(axes: Axes, report: Report, own: pd.DataFrame, arm: str, gate: 
         style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if is_best else {"lw": 0.8, "alpha": 0.5}
         sizes = [trial["start"][g], *one[gate]]
         axes.plot([0, *one["step"]], sizes, color=f"C{trial['repeat']}", **style)
-    axes.set(xlabel="step", title=f"{arm}: {gate}", ylabel=_MEASURES[_kind(gate)])
-    if _kind(gate) == "width":
+    axes.set(xlabel="step", title=f"{arm}: {gate}", ylabel=_MEASURES.get(_kind(gate), _kind(gate)))
+    if _kind(gate) in ("width", "lr"):
         axes.set_yscale("log")
         _plain_log(axes)
     axes.grid(alpha=0.3)

@@ -37,7 +37,7 @@ def plan_of(spec: SearchSpec, task: Task | Callable[..., Any], way: str = "per_l
 def sampler_of(spec: SearchSpec, plan: Plan) -> Sampler:
     """The sampler that the spec names, bounded by the plan."""
     chosen = spec.search.sampler
-    options = {"startup": chosen.startup} if chosen.kind == "tpe" else {}
+    options = {key: value for key, value in chosen.to_dict().items() if key != "kind"}
     return make_sampler(chosen.kind, spec.space, seed=spec.seed, mode=plan.mode, excess=plan.excess, options=options)
 
 

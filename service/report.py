@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from service.summary import summary
 from service.verdict import in_words
 from trials.query import query
 from trials.store import NotFound, Store
+from trials.training import rate_of
 
 _ARMS = """WITH s AS (SELECT search_id, arm, repeat, role FROM searches WHERE comparison = '{comparison}'),
   t AS (SELECT * FROM trials JOIN s USING (search_id)),
@@ -52,6 +53,9 @@ _MOVED = """WITH s AS (SELECT search_id, arm, repeat FROM searches
   WHERE comparison = '{comparison}' AND role = 'search')
 SELECT arm, repeat, number, asked, point, rounded, value FROM trials JOIN s USING (search_id)
 WHERE ending = 'complete' ORDER BY arm, repeat, number"""
+
+
+SIZED = ("width", "stride", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +91,14 @@ def report_of(store: Store, comparison: str) -> Report:
     names = {"comparison": comparison.replace("'", "''"), "metric": metric, "best": mode}
     sql = _ARMS.format(**names)
     arms, searches = _rows(query(store, sql)), _rows(query(store, _BESTS.format(**names)))
-    bests = [row for row in searches if row["number"] is not None]
+    bests, rates = [row for row in searches if row["number"] is not None], set[str]()
     for row in bests:
         row.update({key: json.loads(row[key]) for key in ("asked", "point", "rounded")})
-        row["graphs"] = graphs_of(store.search(row["search_id"]).spec()["spec"]["space"], row["rounded"])
-    sized = ("width.", "stride.", "depth.")
-    gates = sorted({name for row in bests for name in row["rounded"] if name.startswith(sized)}, key=_by_kind)
+        space = store.search(row["search_id"]).spec()["spec"]["space"]
+        row["graphs"] = graphs_of(space, row["rounded"])
+        rates |= {name for name, own in space.items() if own.get("moved_by") == "gradient" and rate_of(name)}
+    known = {name for row in bests for name in row["rounded"] if name.split(".")[0] in SIZED} | rates
+    gates = sorted(known, key=_by_kind)
     absent = _absent(store, searches)
     sign = 1.0 if mode == "min" else -1.0
     scores: dict[str, dict[int, float]] = {arm: {} for arm in absent}
@@ -251,11 +257,16 @@ def _moves_table(report: Report, shown: Sequence[int]) -> str:
     rows = []
     for key in keys:
         found = [by_arm[arm].get(key) for arm in arms]
-        start = next((_list([r["start"][g] for g in shown]) for r in found if r), "")
-        ends = [_list([r["end"][g] for g in shown]) if r else "-" for r in found]
+        names = [report.gates[g] for g in shown]
+        start = next((_sizes(_by_gate(report, r["start"]), names) for r in found if r), "")
+        ends = [_sizes(_by_gate(report, r["end"]), names) if r else "-" for r in found]
         values = [_number(r["value"], 4) if r else "-" for r in found]
         rows.append([str(key[0]), str(key[1]), start, *ends, *values])
     return _table(head, rows)
+
+
+def _by_gate(report: Report, sizes: Sequence[float | None]) -> dict[str, float | None]:
+    return dict(zip(report.gates, sizes, strict=True))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -271,15 +282,16 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def _list(sizes: Sequence[float | None], digits: int = 1) -> str:
-    return " ".join("-" if size is None else f"{size:.{digits}f}" for size in sizes)
-
-
 def _by_kind(gate: str) -> tuple[int, str]:
-    """Widths before strides before depths."""
+    """Widths before strides before depths before rates."""
     kind = gate.split(".")[0]
-    return ("width", "stride", "depth").index(kind), gate
+    return (SIZED.index(kind) if kind in SIZED else len(SIZED)), gate
 
 
-def _sizes(point: dict[str, Any], gates: Sequence[str], digits: int = 1) -> str:
-    return _list([point.get(gate) for gate in gates], digits)
+def _sizes(point: Mapping[str, Any], gates: Sequence[str], digits: int = 1) -> str:
+    """Sizes to so many digits, and rates to three."""
+
+    def word(gate: str, size: float | None) -> str:
+        return "-" if size is None else f"{size:.{digits}f}" if gate.split(".")[0] in SIZED else f"{size:.3g}"
+
+    return " ".join(word(gate, point.get(gate)) for gate in gates)

@@ -15,10 +15,10 @@ from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
 from search_spaces.parameters import Width
 from service.graph_rules import network_faults, pressure_faults
-from service.method_rules import moved_faults, training_faults
+from service.method_rules import memory_faults, moved_faults, rate_faults, training_faults
 from service.show import counted
-from trials.hypergradients.method import RATES
-from trials.training import LANE, STRUCTURAL, Training, space_faults
+from trials.hypergradients.memory import physical_memory
+from trials.training import LANE, STRUCTURAL, Training, rate_of, space_faults
 
 if TYPE_CHECKING:
     from search_spaces import Space
@@ -89,20 +89,23 @@ def between_faults(values: Mapping[str, Any], *, whole: bool, faulty: Collection
         faults += [
             unknown(f"space.{name}", name, known, "parameter (nothing uses it)")
             for name, parameter in space.parameters.items()
-            if parameter.type in ("float", "int", "choice") and name not in known
+            if parameter.type in ("float", "int", "choice") and name not in known and not rate_of(name)
         ]
+        faults += rate_faults(values.get("training"), space, network)
     if "search" not in values:
         return faults
     gates = () if network is None else network.gates
-    method, moved = values["search"].hypergradient, list(space.moved())
-    faults += moved_faults(method, moved, gates)
+    method = values["search"].hypergradient
+    moved = [name for name, p in space.parameters.items() if getattr(p, "moved_by", "sampler") == "gradient"]
+    faults += moved_faults(method, moved, gates, trains=network is not None)
     faults += training_faults(method, values.get("training"), space, network)
     faults += pressure_faults(method, space) if whole else []
-    if method.kind != "none" and whole and not any(name in (*gates, *RATES) for name in moved):
-        able = [*gates, *(rate for rate in RATES if rate in space.parameters and method.blind(rate) is None)]
+    if method.kind != "none" and whole and not any(name in gates or rate_of(name) for name in moved):
+        rates = () if network is None else space.parameters
+        able = [*gates, *(rate for rate in rates if rate_of(rate) and method.blind(rate) is None)]
         way = f"give one of {', '.join(able)} `moved_by: gradient`" if able else "set it to none"
         faults.append(f"search.hypergradient: {method.kind!r} needs a parameter that it moves, but got none; {way}.")
-    kind = "none" if all(name in RATES for name in moved) else method.kind
+    kind = "none" if moved and all(rate_of(name) for name in moved) else method.kind
     if kind != "none" and values.get("realise") == "rounded":
         faults.append("realise: a gradient moves fractional sizes, but got 'rounded'; take auto or fractional.")
     return faults
@@ -126,6 +129,9 @@ def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
         from search_spaces.realise import map_faults  # torch, which declarations do without
 
         faults += map_faults(network, task.shape, task.outputs, space)
+    goes = "search" in values and values["search"].hypergradient.kind != "none"
+    if not faults and goes and not getattr(values.get("resources"), "gpus_per_worker", 0):
+        faults += memory_faults(values, task, network, space, physical_memory())
     if faults or not bounds or "topology" in map(network.role, network.gates):  # whose cheapest graph is not known
         return faults
     costs = network.costs(task.shape, task.outputs).of(_least_sizes(values, network))

@@ -32,13 +32,19 @@ from service.rules import METRICS, between_faults, data_faults, is_python, task_
 from service.sections import Section, declared, declared_schema, part, rule, tame
 from service.usercode import function
 from trials.hypergradients import METHODS, Method
-from trials.hypergradients.method import OUTER_OPTIMIZERS
+from trials.hypergradients.method import NAMES
 from trials.training import OPTIMIZERS, WAYS, Training
 
 if TYPE_CHECKING:
     from trials.tasks import Task
 
-SAMPLERS: dict[str, tuple[str, ...]] = {"tpe": ("startup",), "random": ()}  # name -> its own options
+#: name -> its own options
+SAMPLERS: dict[str, tuple[str, ...]] = {
+    "tpe": ("startup",),
+    "random": (),
+    "cmaes": (),
+    "capacity": ("pairs", "sigma", "lr"),
+}
 LATER_BOUNDS = ("latency_ms",)
 MOST_LAYERS, MOST_NUMBERS = 1_000, 10_000  # more is a slip, and slow or fatal to work with
 
@@ -48,19 +54,23 @@ MOST_LAYERS, MOST_NUMBERS = 1_000, 10_000  # more is a slip, and slow or fatal t
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Section):
-    """Which points are asked. `startup` is how many random ones TPE begins with."""
+    """Which points are asked. `startup` is how many random ones TPE begins with. `capacity` perturbs its mean by `sigma`
+    and steps by `lr`, both in log size, on `pairs` of trials."""
 
     WHERE = "search.sampler"
 
     kind: str = rule("tpe", names=tuple(SAMPLERS), what="sampler")
     startup: int = rule(16, kind="whole number", least=1)
+    pairs: int = rule(8, kind="whole number", least=1)
+    sigma: float = rule(0.25, kind="number", above=True)
+    lr: float = rule(0.1, kind="number", above=True)
 
     @classmethod
     def parse(cls, data: object, where: str = "") -> tuple[dict[str, Any], list[str]]:
         given = {"kind": data} if isinstance(data, str) else data
         values, faults = super().parse(given, where)
         assert isinstance(given, Mapping)
-        own = ("kind", *SAMPLERS.get(str(values["kind"]), ("startup",)))
+        own = ("kind", *SAMPLERS.get(str(values["kind"]), tuple(values)))
         foreign = [key for key in given if key in values and key not in own]
         return values, faults + [unknown(cls.WHERE, key, own, f"option of {values['kind']}") for key in foreign]
 
@@ -76,7 +86,7 @@ def _read_method(data: object) -> Method:
 
 
 _METHOD_SCHEMA = {
-    "anyOf": [{"enum": list(METHODS)}, declared_schema(Method, kind=tuple(METHODS), optimizer=OUTER_OPTIMIZERS)]
+    "anyOf": [{"enum": list(METHODS)}, declared_schema(Method, kind=tuple(METHODS), **NAMES)]
 }
 
 

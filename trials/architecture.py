@@ -21,7 +21,7 @@ from trials.hypergradients.kinds import Hypergradient, method_of
 from trials.hypergradients.moves import Moves
 from trials.lanes.initial import Identity
 from trials.lanes.program import Batch, Program
-from trials.noise import fold, uniform
+from trials.noise import fold, normal, uniform
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.widths import Widths
@@ -34,6 +34,7 @@ class Architecture:
 
     Args:
         hyper: each lane's hyperparameters, name -> [K]; of these move what the plan's space says.
+        batch: rows of a training batch.
     """
 
     def __init__(
@@ -44,14 +45,16 @@ class Architecture:
         identities: Sequence[Identity],
         rule: Rule,
         hyper: Mapping[str, Tensor],
+        batch: int,
     ) -> None:
-        self.plan, self.lanes, self.widths, self.identities, self.rule = plan, lanes, widths, identities, rule
-        self.hyper = {name: hyper[name].double() for name in sorted(rule.uses)}
+        self.plan, self.lanes, self.widths, self.identities = plan, lanes, widths, identities
+        self.rule, self.batch = rule, batch
+        self.hyper = {name: hyper[name].double() for name in sorted(hyper)}
         self.rates = plan.moved_rates if plan.gradient else ()
         self.moves = self._moves() if plan.gradient else None  # None: no gradient moves anything
         scales = self.moves.scales if self.moves is not None else []
         self.moving_M = torch.tensor([m for m, (low, high, _) in enumerate(scales) if low < high], dtype=torch.int64)
-        self.random = any(widths.draws)
+        self.random = any(widths.draws) or "dropout" in self.hyper
         self._noise: tuple[int, list[Tensor | None]] = (-1, [])
 
     @property
@@ -85,19 +88,22 @@ class Architecture:
         """The training of the lanes, as they are laid out now, as a function of what moves."""
         functions, gates = self.lanes.functions(), self.widths.coordinates_KP.shape[1]
         like = self.lanes.stands()[0]
-        still = {name: values_K.to(like)[functions.lane_T] for name, values_K in self.hyper.items()}
-
         now_KM = self._now()
+
+        def rates(h_KP: Tensor) -> dict[str, Tensor]:
+            first = h_KP.shape[1] - len(self.rates)
+            moving = {name: h_KP[:, first + r] for r, name in enumerate(self.rates)}
+            return {name: values_K.to(like) for name, values_K in {**self.hyper, **moving}.items()}
 
         def grades(h_KP: Tensor, batch: Batch) -> list[Tensor]:
             noise = self._uniforms(batch.step) if self.random else None
             h_KM = now_KM.index_copy(1, self.moving_M, h_KP)
-            return [m_KN.to(like) for m_KN in self.widths.grades_at(h_KM[:, :gates], noise)]
+            found = [m_KN.to(like) for m_KN in self.widths.grades_at(h_KM[:, :gates], noise)]
+            return self._dropped(found, rates(h_KP), batch.step, len(batch.y_BO)) if batch.trains else found
 
         def hyper(h_KP: Tensor) -> dict[str, Tensor]:
-            first = h_KP.shape[1] - len(self.rates)
-            moving = {name: h_KP[:, first + r].to(like)[functions.lane_T] for r, name in enumerate(self.rates)}
-            found = {**still, **moving}
+            own = rates(h_KP)
+            found = {name: functions.spread(name, own) for name in self.rule.uses}
             return {**found, "lr": found["lr"] * functions.rates_T}
 
         def losses(weights_T: Tensor, h_KP: Tensor, batch: Batch) -> Tensor:
@@ -139,13 +145,41 @@ class Architecture:
     def draw(self, step: int) -> None:
         """The grades of one step, where they are random."""
         if self.random:
+            like = self.lanes.stands()[0]
+            found = [m_KN.to(like) for m_KN in self.widths.grades(self._uniforms(step))]
+            own = {name: values_K.to(like) for name, values_K in self.hyper.items()}
+            self.lanes.sample(self._dropped(found, own, step, self.batch))
+
+    def undropped(self, step: int) -> None:
+        """The grades of one step without the noise of dropout: what moves sees the whole network."""
+        if self.random:
             self.lanes.sample(self.widths.grades(self._uniforms(step)))
+
+    def _dropped(self, grades: list[Tensor], rates: Mapping[str, Tensor], step: int, batch: int) -> list[Tensor]:
+        """Grades times the noise of dropout, [K, N, B]; the same noise for all trials, as batches are."""
+        if "dropout" not in rates:
+            return grades
+        found = []
+        for i, m_KN in enumerate(grades):
+            p_K = rates.get(f"dropout.{i}", rates["dropout"])
+            some_K = p_K > 0  # the root has no slope at 0
+            spread_K = torch.where(some_K, (torch.where(some_K, p_K, 0.5) / (1 - p_K)).sqrt(), 0.0)
+            found.append(m_KN.unsqueeze(2) * (1 + spread_K[:, None, None] * self._normals(i, step, m_KN, batch)))
+        return found
+
+    def _normals(self, i: int, step: int, m_KN: Tensor, batch: int) -> Tensor:
+        """Standard normal numbers for a layer's units, [K or 1, N, B]: a function of (search seed, replicate, step)."""
+        whose = [(seed, replicate) for seed, _, replicate in self.identities]
+        by_replicate = {
+            who: normal(fold(who[0], "dropout", who[1], i, step), m_KN.shape[1], batch, m_KN.device).to(m_KN)
+            for who in dict.fromkeys(whose)
+        }
+        return torch.stack([by_replicate[who] for who in (whose if len(by_replicate) > 1 else whose[:1])])
 
     def direct(self, step: int, x: Tensor, y_BO: Tensor) -> Tensor:
         """d(loss on a batch)/d(what moves) with the weights as they are, [K, P]."""
+        self.undropped(step)
         noise = self._uniforms(step) if self.random else None
-        if noise is not None:
-            self.lanes.sample(self.widths.grades(noise))
         by_gates = self.widths.pull(self.lanes.grade_gradients(x, y_BO), noise)
         return torch.cat([by_gates, torch.zeros_like(self.rates_KR)], 1)[:, self.moving_M]
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from search_spaces import Point
+from trials.hypergradients.memory import window_bytes
 from trials.lanes.making import is_dense
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Trial
@@ -147,7 +148,16 @@ def _memory(plan: Plan, points: Sequence[Point]) -> float:
     dearest = plan.network.sizes(plan.network.ends(plan.space)[1])
     costs = plan.costs.of(plan.network.named(dearest))
     activations = 4.0 * float(costs["activation_bytes"]) * plan.training.batch_size
-    return len(points) * plan.seeds * (40.0 * float(costs["parameters"]) + activations)
+    lane = 40.0 * float(costs["parameters"]) + activations
+    if plan.gradient:
+        lane += window_bytes(
+            plan.method,
+            parameters=float(costs["parameters"]),
+            activations=float(costs["activation_bytes"]) / 4,
+            batch=plan.training.batch_size,
+            adaptive=plan.training.optimizer != "sgd",
+        )
+    return len(points) * plan.seeds * lane
 
 
 def free_memory(device: torch.device) -> float:

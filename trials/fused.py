@@ -28,7 +28,7 @@ from trials.noise import data_order
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
-from trials.training import LANE, Training
+from trials.training import Training, rate_of
 
 TRAJECTORY = 24  # how often the architecture is reported while a gradient moves it
 
@@ -40,16 +40,16 @@ def lane_rule(plan: Plan, training: Training, trials: Sequence[Trial]) -> tuple[
     otherwise a lane's arithmetic would depend on its neighbours.
     """
     names = {"lr", "momentum"} if training.optimizer == "sgd" else {"lr", "beta1", "beta2"}
-    uses = {n for n in names | {"weight_decay"} if n not in ("momentum", "weight_decay") or _in_use(plan, n)}
+    uses = {n for n in names | {"weight_decay"} if n not in ("momentum", "weight_decay") or plan.uses(n)}
+    told = uses | ({"dropout"} if plan.uses("dropout") else set())
     hyper = {
-        name: torch.tensor([float(trial.point.get(name, getattr(training, name))) for trial in trials]) for name in uses
+        name: torch.tensor([float(trial.point.get(name, getattr(training, name))) for trial in trials]) for name in told
     }
+    for name in plan.space.coordinates:
+        if name not in told and (base := rate_of(name)) in told:  # a layer's own; where it has none, its lane's
+            lanes = [trial.point.get(name, hyper[base][k]) for k, trial in enumerate(trials)]
+            hyper[name] = torch.tensor([float(value) for value in lanes])  # type: ignore[arg-type]
     return Rule(kind=training.optimizer, nesterov=training.nesterov and "momentum" in uses, uses=frozenset(uses)), hyper
-
-
-def _in_use(plan: Plan, name: str) -> bool:
-    assert name in LANE
-    return name in plan.space.coordinates or getattr(plan.training, name) != 0
 
 
 class FusedRun:
@@ -71,6 +71,7 @@ class FusedRun:
         self.steps = self.training.steps(len(self.data.y_R))
         self.flops_K = np.zeros(len(self.lanes))
         self.executed_K = np.zeros(len(self.lanes))
+        self._told: dict[str, Tensor] = {}  # of the last derivative
         self._moves = frozenset(plan.method.moves(self.steps) if plan.gradient else ())
         self._window = plan.method.window if plan.gradient else 0
         self._last_move = max(self._moves, default=0) or 1
@@ -85,7 +86,7 @@ class FusedRun:
         self.program, widths = make(plan, points, self.identities, rule, hyper, self.batch, self.device)
         self.architecture: Architecture | None = None
         if widths is not None:
-            self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper)
+            self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper, self.batch)
         direct = not self._moves or plan.method.direct or self.architecture is None
         self.method = None if direct else self.architecture.method()  # type: ignore[union-attr]
         self._set_rates()
@@ -158,11 +159,11 @@ class FusedRun:
                 batches,
                 Batch(*outer, min(done, self.steps - 1)),
             )
-            gradient_KP = found.gradient_KP
+            gradient_KP, self._told = found.gradient_KP, found.told()
             if found.state is not None:
                 self.architecture.adopt(found.state)
                 self._charge_steps(self._window)
-            self.executed_K += extra_passes(method, h_KP.shape[1]) * self._executed_rate_K
+            self.executed_K += extra_passes(method, h_KP.shape[1], self.training.optimizer) * self._executed_rate_K
         laid = self.program.sizes
         self.architecture.move(gradient_KP, done / self._last_move, outer)
         if self.program.sizes != laid and isinstance(self.method, Hypernet):
@@ -172,7 +173,7 @@ class FusedRun:
 
     def _batch(self, step: int, order: Tensor) -> Batch:
         x, y_BO = self.data.batch(order[step])
-        return Batch(self._varied(x, step), y_BO, step, remembers=self._window > 0)
+        return Batch(self._varied(x, step), y_BO, step, remembers=self._window > 0, trains=True)
 
     def _charge_steps(self, steps: int) -> None:
         self.flops_K += steps * self._rate_K
@@ -240,10 +241,10 @@ class FusedRun:
         if self.architecture is None:
             return self._scores()
         widths, moves = self.architecture.widths, self.architecture.moves
-        told = {name: value_K.cpu().numpy() for name, value_K in widths.wiring(widths.coordinates_KP).items()}
+        told = {**widths.wiring(widths.coordinates_KP), **self._told}
         if moves is not None and moves.moved:
-            told["clipped"] = moves.clipped_K.double().numpy() / moves.moved
-        return {**self._scores(), **told}
+            told["clipped"] = moves.clipped_K / moves.moved
+        return {**self._scores(), **{name: value_K.double().cpu().numpy() for name, value_K in told.items()}}
 
     def _scores(self) -> dict[str, np.ndarray]:
         logits_KOR = torch.cat([self.program.predict(x) for x in self.scored.chunks()], 2)

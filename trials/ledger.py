@@ -20,7 +20,13 @@ def most_flops(plan: Plan, point: Point) -> float:
     moves = len(plan.method.moves(steps)) if plan.gradient else 0
     grades = training.batch_size * plan.costs.grade_flops(named)
     move = (
-        (grades if plan.method.direct else step * extra_passes(plan.method, coordinates(plan, point))) if moves else 0
+        (
+            grades
+            if plan.method.direct
+            else step * extra_passes(plan.method, coordinates(plan, point), training.optimizer)
+        )
+        if moves
+        else 0
     )
     move += grades if moves and plan.grows_by_gradient else 0
     measured = min(plan.evaluations, steps) + plan.fractional  # once more at whole sizes

@@ -11,9 +11,9 @@ from search_spaces import Point, Space
 from search_spaces.cost import COST_METRICS, Costs
 from search_spaces.networks import MLP, Network, Own
 from search_spaces.rounding import excess, round_within
-from trials.hypergradients.method import RATES, Method
+from trials.hypergradients.method import Method
 from trials.tasks import Augment, Task
-from trials.training import Training
+from trials.training import Training, rate_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,11 @@ class Plan:
                 found.append(size if role == "stride" else min(1 << max(size - 1, 0).bit_length(), most))
         return tuple(found)
 
+    def uses(self, name: str) -> bool:
+        """Whether a training has a hyperparameter other than at its neutral 0, or one of its layers has its own."""
+        own = any(rate_of(other) == name for other in self.space.coordinates)
+        return own or getattr(self.training, name) != 0
+
     @property
     def augmented(self) -> bool:
         """Whether train images vary from step to step."""
@@ -126,7 +131,7 @@ class Plan:
     def moved_rates(self) -> tuple[str, ...]:
         """The inner optimiser's hyperparameters that a gradient moves."""
         moved = self.space.moved()
-        return tuple(name for name in RATES if name in moved)
+        return tuple(name for name in moved if rate_of(name))
 
     @property
     def moves_sizes(self) -> bool:

@@ -26,6 +26,7 @@ LANE: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0.0, float("inf"), True),
     "beta1": (0.0, 1.0, False),
     "beta2": (0.0, 0.999999, True),  # beyond, single precision takes it for 1
+    "dropout": (0.0, 1.0, False),
 }
 LEARNERS = ("backprop", "feedback")
 WAYS = ("per_lane", "grouped", "unfolded")  # of running lanes with convolutions (`trials.lanes.program`)
@@ -36,7 +37,9 @@ STRUCTURAL = ("optimizer", "nesterov", "learner", "batch_size", "epochs")
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """One training run. `momentum` is SGD's; `beta1`, `beta2` are Adam's; adamw's `weight_decay` is decoupled.
-    `learner: feedback` teaches by direct feedback alignment."""
+    `learner: feedback` teaches by direct feedback alignment. `dropout` is the rate p whose noise hidden units are
+    multiplied by: normal with mean 1 and variance p / (1 - p), as Bernoulli dropout has (Srivastava et al. 2014,
+    section 10), for that is smooth in p."""
 
     optimizer: str = "sgd"
     nesterov: bool = False
@@ -48,6 +51,7 @@ class Training:
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
+    dropout: float = 0.0
 
     def faults(self, where: str = "training") -> list[str]:
         """Broken rules of the section."""
@@ -86,8 +90,15 @@ class Training:
         return asdict(self)
 
 
+def rate_of(name: str) -> str | None:
+    """The real hyperparameter that a name is of: `lr` itself, or one layer's own, `lr.0`; None if it is none."""
+    base, _, layer = name.partition(".")
+    return base if base in LANE and (name == base or (layer.isdecimal() and layer == str(int(layer)))) else None
+
+
 def lane_value_faults(where: str, name: str, value: object) -> list[str]:
     """Broken rules of one real hyperparameter's value."""
+    name = rate_of(name) or name
     low, high, closed = LANE[name]
     if not is_real(value):
         return [f"{where}: must be a finite number, but got {value!r}."]
@@ -102,7 +113,7 @@ def space_faults(space: Space) -> list[str]:
     faults = []
     for name, parameter in space.parameters.items():
         where = f"space.{name}"
-        if name in LANE:
+        if rate_of(name):
             if isinstance(parameter, Real):
                 faults += lane_value_faults(f"{where}.low", name, parameter.low)
                 faults += lane_value_faults(f"{where}.high", name, parameter.high)

@@ -3,7 +3,7 @@
     >>> sampler = make_sampler("tpe", space, seed=0, mode="min")
     >>> asked = sampler.ask(history, n=16, generation=3)
 
-optuna is imported in `tpe` alone.
+optuna is imported in `tpe` and `cmaes` alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces import Space
+from service.samplers.capacity import CapacitySampler
 from service.samplers.contract import Asked, Excess, History, NoRoom, Sampler, always_feasible
 from service.samplers.listed import ListedSampler
 from service.samplers.random import RandomSampler
 
-SAMPLERS = ("random", "tpe")
+SAMPLERS = ("random", "tpe", "cmaes", "capacity")
 
 
 def make_sampler(
@@ -35,12 +36,19 @@ def make_sampler(
         from service.samplers.tpe import TPESampler
 
         return TPESampler(space, seed=seed, mode=mode, excess=excess, **(options or {}))
+    if kind == "cmaes":
+        from service.samplers.cmaes import CMAESSampler
+
+        return CMAESSampler(space, seed=seed, mode=mode, excess=excess, **(options or {}))
+    if kind == "capacity":
+        return CapacitySampler(space, seed=seed, mode=mode, excess=excess, **(options or {}))
     raise ValueError(f"unknown sampler {kind!r}; known: {', '.join(SAMPLERS)}")
 
 
 __all__ = [
     "SAMPLERS",
     "Asked",
+    "CapacitySampler",
     "History",
     "ListedSampler",
     "NoRoom",

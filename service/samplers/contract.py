@@ -22,12 +22,19 @@ class NoRoom(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A point that was asked. `value` is None while it runs; a failure has `failed`."""
+    """A point that was asked. `value` is None while it runs; a failure has `failed`. When it was asked, outcomes of
+    generations up to two before its own were known."""
 
     number: int
     point: Point
     value: float | None = None
     failed: bool = False
+    generation: int = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.value is None and not self.failed
 
 
 @dataclass(frozen=True, kw_only=True)

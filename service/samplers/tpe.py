@@ -44,7 +44,7 @@ class TPESampler:
         self.space, self.seed, self.excess = space, seed, excess
         self.direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
         self.mode, self.startup, self.candidates, self.multivariate = mode, startup, candidates, multivariate
-        self.distributions = {name: _distribution(p) for name, p in space.searched().items()}
+        self.distributions = {name: distribution_of(p) for name, p in space.searched().items()}
 
     def ask(self, history: History, n: int, generation: int) -> Asked:
         rng = np.random.default_rng(fold(self.seed, "tpe", generation))
@@ -133,7 +133,8 @@ def _suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Value:
     return trial.suggest_categorical(name, parameter.options)
 
 
-def _distribution(parameter: Parameter) -> BaseDistribution:
+def distribution_of(parameter: Parameter) -> BaseDistribution:
+    """Optuna's name for a parameter's range."""
     if isinstance(parameter, Real):
         return FloatDistribution(float(parameter.low), float(parameter.high), log=parameter.log)
     if isinstance(parameter, Int):

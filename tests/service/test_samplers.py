@@ -41,6 +41,7 @@ def history_of(points: list[Point], running: int = 0, failed: tuple[int, ...] = 
                 point=point,
                 value=None if i >= len(points) - running or i in failed else value(point),
                 failed=i in failed,
+                generation=i // 8,
             )
             for i, point in enumerate(points)
         ]
@@ -65,7 +66,8 @@ def test_the_same_history_gives_the_same_points(kind: str) -> None:
     assert first.ask(history, 8, 5) == asked
     stored = history_of(json.loads(json.dumps(points)), running=8, failed=(3, 5))
     assert make_sampler(kind, Space.from_dict(json.loads(json.dumps(MIXED))), seed=1).ask(stored, 8, 5) == asked
-    assert first.ask(history, 8, 6) != asked
+    more = [Known(number=40 + i, point=point, generation=5) for i, point in enumerate(asked.points)]
+    assert first.ask(History(trials=[*history.trials, *more]), 8, 6) != asked
     assert make_sampler(kind, space, seed=2).ask(history, 8, 5) != asked
     assert history == history_of(points, running=8, failed=(3, 5))
 
@@ -238,5 +240,5 @@ def test_listed_points_are_replayed_once_in_order() -> None:
 
 
 def test_an_unknown_sampler_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown sampler 'tep'; known: random, tpe"):
+    with pytest.raises(ValueError, match="unknown sampler 'tep'; known: random, tpe, cmaes, capacity"):
         make_sampler("tep", Space.from_dict(MIXED), seed=0)

@@ -95,7 +95,7 @@ REFUSED = [
         {"search": {"sampler": "tpee"}},
         "search.sampler.kind: unknown sampler 'tpee'. Did you mean 'tpe'? Known: random, tpe.",
     ),
-    ({"search": {"sampler": 3}}, "search.sampler: must be a mapping of kind, startup, but got 3."),
+    ({"search": {"sampler": 3}}, "search.sampler: must be a mapping of kind, startup, pairs, sigma, lr, but got 3."),
     (
         {"search": {"sampler": {"kind": "tpe", "startup": 0}}},
         "search.sampler.startup: must be a whole number of at least 1, but got 0.",
@@ -125,7 +125,7 @@ REFUSED = [
     ),
     (
         {"search": {"hypergradient": "descent"}},
-        "search.hypergradient: 'descent' needs a gate of the network that it moves, but got none; give one",
+        "search.hypergradient: 'descent' needs a parameter that it moves, but got none; give one of width.0",
     ),
     (
         {"space": {"width.0": GRADIENT}},
@@ -136,7 +136,7 @@ REFUSED = [
             "space": {"width.0": GRADIENT, "lr": {"type": "float", "low": 0, "high": 1, "moved_by": "gradient"}},
             "search": {"hypergradient": "bilevel"},
         },
-        "space.lr.moved_by: only the gates of the network (width.0, width.1)",
+        "space.lr.moved_by: bilevel cannot see lr: it looks at the loss of now",
     ),
     (
         {"space": {"width.0": GRADIENT}, "search": {"hypergradient": "bilevel"}, "realise": "rounded"},
@@ -199,7 +199,7 @@ def test_each_rule_says_so(sections, sentence):
         ({"budget": {"epochs": 5}}, "budget: a plain Python objective spends no epochs or flops; add trials"),
         (
             {"search": {"hypergradient": "descent"}},
-            "search.hypergradient: 'descent' needs a gate of the network that it moves",
+            "search.hypergradient: 'descent' needs a parameter that it moves, but got none; set it to none",
         ),
         (
             {"space": {"x": {"type": "float", "low": 0, "high": 1, "moved_by": "gradient"}}},

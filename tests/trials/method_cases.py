@@ -31,6 +31,7 @@ RATES = {
     "momentum": {"type": "float", "low": 0.0, "high": 0.95},
     "weight_decay": {"type": "float", "low": 0.0, "high": 0.1},
 }
+DROPOUT = {"type": "float", "low": 0.01, "high": 0.9}
 
 
 def plan_of(network: Network, space: dict[str, Any], **facts: Any) -> Plan:
@@ -55,13 +56,13 @@ class Course:
         cpu = torch.device("cpu")
         self.program, widths = make(plan, points, self.identities, rule, hyper, batch, cpu, torch.float64)
         assert widths is not None
-        self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper)
+        self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper, batch)
         rows = Rows.of(plan.task, "train", dense=is_dense(plan), device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
         self.rows = [torch.randint(len(rows.y_R), (batch,), generator=generator) for _ in range(steps + 1)]
         pairs = [rows.batch(places) for places in self.rows]
-        self.batches = [Batch(x.double(), y_BO.double(), step, True) for step, (x, y_BO) in enumerate(pairs)]
-        self.outer = self.batches.pop()._replace(remembers=False)
+        self.batches = [Batch(x.double(), y_BO.double(), step, True, True) for step, (x, y_BO) in enumerate(pairs)]
+        self.outer = self.batches.pop()._replace(remembers=False, trains=False)
         for batch_ in self.batches:  # so that momentum and biases are not all zero
             self.architecture.draw(batch_.step)
             self.program.step(batch_.x, batch_.y_BO)
@@ -76,15 +77,17 @@ class Course:
         gates = before[0].shape[1]
         architecture.widths.set(full_KM[:, :gates])
         hyper = {name: full_KM[:, gates + r] for r, name in enumerate(architecture.rates)}
-        self.program.retune({**before[1], **hyper})
+        architecture.hyper |= hyper
+        self.program.retune(architecture.hyper)
         self.program.sample(architecture.widths.grades())
         for batch in self.batches:
             architecture.draw(batch.step)
             self.program.step(batch.x, batch.y_BO)
-        architecture.draw(self.outer.step)
+        architecture.undropped(self.outer.step)
         found = [self._lane_loss(k) for k in range(len(h_KP))]
         architecture.widths.set(before[0])
-        self.program.retune(before[1])
+        architecture.hyper = dict(before[1])
+        self.program.retune(architecture.hyper)
         self.program.sample(architecture.widths.grades())
         architecture.adopt(self.start)
         return torch.stack(found)
@@ -135,6 +138,11 @@ def network_cases() -> dict[str, tuple[Network, dict[str, Any], list[dict[str, A
         f"mlp {membership}": (MLP(layers=2, membership=membership), {**WIDTHS, **RATES}, rows)
         for membership in MEMBERSHIPS
     }
+    cases["mlp learner feedback"] = (MLP(layers=2), {**WIDTHS, **RATES}, rows)
+    own = {"lr.1": RATES["lr"], "weight_decay.0": RATES["weight_decay"], "momentum.2": RATES["momentum"]}
+    own |= {"dropout": DROPOUT, "dropout.1": DROPOUT}
+    layers = {"lr.1": 0.02, "weight_decay.0": 0.03, "momentum.2": 0.4, "dropout": 0.2, "dropout.1": 0.4}
+    cases["mlp layer by layer"] = (MLP(layers=2), {**WIDTHS, **RATES, **own}, [{**row, **layers} for row in rows])
     maps = [{"width.0": 3.3, "stride.0": 1.63}, {"width.0": 2.4, "stride.0": 2.3}]  # 8 cells: not 1.6, a kink
     for stride in STRIDES:
         network = ConvNet(layers=2, width=4, stride=stride, activation="gelu")

@@ -34,7 +34,7 @@ Excess: TypeAlias = Callable[[np.ndarray], float]
 
 OPTIMIZERS = ("adam", "sgd")
 NEWEST = 512  # points that the Gaussian process is fitted to at most: its cost grows with their cube
-HALVINGS = 60
+HALVINGS = 40
 
 
 class CapacityDescent:
@@ -48,6 +48,8 @@ class CapacityDescent:
         pairs: antithetic pairs of a batch.
         lr: step of the mean, in log size: about what Adam moves every size in one tell.
         rounding: `nearest` for whole sizes (those that still meet the bound), or `none`.
+        scaled: which of the sizes [Z] the bound scales back (default: all). Others are numbers that cost nothing, such
+            as a learning rate, in units of its least.
 
     Raises:
         Invalid: with every rule that the arguments break; among them, that the least sizes must meet the bound.
@@ -65,12 +67,14 @@ class CapacityDescent:
         lr: float = 0.1,
         optimizer: str = "adam",
         rounding: str = "nearest",
+        scaled: Sequence[bool] | None = None,
         seed: int = 0,
     ) -> None:
         self.low_Z, self.high_Z = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
         self.excess: Excess = excess or (lambda _: 0.0)
         self.sigma, self.pairs, self.lr, self.optimizer = sigma, pairs, lr, optimizer
         self.rounding, self.seed = rounding, seed
+        self.scaled_Z = np.ones(self.low_Z.shape, dtype=bool) if scaled is None else np.asarray(scaled, dtype=bool)
         if faults := self._faults(start):
             raise Invalid(faults)
         begin_Z = np.sqrt(self.low_Z * self.high_Z) if start is None else np.asarray(start, dtype=np.float64)
@@ -98,6 +102,8 @@ class CapacityDescent:
         for name, value in (("sigma", self.sigma), ("lr", self.lr)):
             if not (np.isfinite(value) and value > 0):
                 faults.append(f"{name}: must be a positive number, but got {value!r}.")
+        if self.scaled_Z.shape != low_Z.shape:
+            faults.append(f"scaled: must be a switch for each of {low_Z.tolist()}, but got {self.scaled_Z.tolist()}.")
         if self.pairs < 1:
             faults.append(f"pairs: must be a whole number of at least 1, but got {self.pairs!r}.")
         if self.optimizer not in OPTIMIZERS:
@@ -116,9 +122,8 @@ class CapacityDescent:
     def ask(self) -> np.ndarray:
         """The next batch, [2 * pairs, Z]: row i and row pairs + i are the ends of a pair, and should be trained with
         the same random numbers. A function of the seed, how many batches were asked before, and what was told."""
-        rng = np.random.default_rng([self.seed, self._batches])
+        noise_NZ = self.noise(self._batches)
         self._batches += 1
-        noise_NZ = rng.standard_normal((self.pairs, len(self._mean_Z)))
         moved_PZ = self._mean_Z + self.sigma * np.concatenate([noise_NZ, -noise_NZ])
         sizes_PZ = np.stack([self._bounded(sizes_Z, self.rounding) for sizes_Z in np.exp(moved_PZ)])
         self._open.append((noise_NZ, sizes_PZ))
@@ -138,6 +143,14 @@ class CapacityDescent:
             raise Invalid([f"tell: must have {len(sizes_PZ)} values, one a row, but got shape {values_P.shape}."])
         self._open.popleft()
         self._evaluated += [(z, float(v)) for z, v in zip(sizes_PZ, values_P, strict=True) if np.isfinite(v)]
+        self.descend(noise_NZ, values_P)
+
+    def noise(self, batch: int) -> np.ndarray:
+        """The perturbations of one batch, [N, Z], in units of sigma: a function of the seed and its number."""
+        return np.random.default_rng([self.seed, batch]).standard_normal((self.pairs, len(self._mean_Z)))
+
+    def descend(self, noise_NZ: np.ndarray, values_P: np.ndarray) -> None:
+        """One step of the mean by the values of both ends of every pair, all + ends first: what `tell` does."""
         ranks_P = centred_ranks(values_P)
         gradient_Z = pair_samples(noise_NZ, ranks_P[: self.pairs], ranks_P[self.pairs :], self.sigma).mean(0)
         moved_Z = self._mean_Z - self.lr * self._direction(gradient_Z)
@@ -156,18 +169,14 @@ class CapacityDescent:
         """Sizes in their range that meet the bound: scaled back by the common factor nearest to 1."""
 
         def scaled(shift: float) -> np.ndarray:
-            inside_Z = np.asarray(np.clip(sizes_Z * np.exp(-shift), self.low_Z, self.high_Z))
+            back_Z = np.exp(-shift * self.scaled_Z)
+            inside_Z = np.asarray(np.clip(sizes_Z * back_Z, self.low_Z, self.high_Z))
             if rounding == "none":
                 return inside_Z
             return np.asarray(np.clip(whole(inside_Z, rounding), np.ceil(self.low_Z), np.floor(self.high_Z)))
 
-        if self.excess(scaled(0.0)) <= 0:
-            return scaled(0.0)
-        near, far = 0.0, max(float(np.log(sizes_Z / self.low_Z).max()), 0.0) + 1.0  # far: all at their least
-        for _ in range(HALVINGS):
-            middle = (near + far) / 2
-            near, far = (near, middle) if self.excess(scaled(middle)) <= 0 else (middle, far)
-        return scaled(far)
+        most = max(float(np.log(sizes_Z / self.low_Z).max()), 0.0) + 1.0  # all at their least
+        return scaled_back(scaled, self.excess, most)
 
     # -- the answer ----------------------------------------------------------------------------------------------------
 
@@ -182,10 +191,23 @@ class CapacityDescent:
         if not newest:
             return self._bounded(self.mean, self.rounding)
         sizes_EZ, values_E = np.stack([z for z, _ in newest]), np.array([v for _, v in newest])
-        return np.asarray(sizes_EZ[int(np.argmin(_posterior_mean(np.log(sizes_EZ), values_E)))].copy())
+        return np.asarray(sizes_EZ[int(np.argmin(posterior_mean(np.log(sizes_EZ), values_E)))].copy())
 
 
-def _posterior_mean(log_sizes_EZ: np.ndarray, values_E: np.ndarray) -> np.ndarray:
+def scaled_back(scaled: Callable[[float], np.ndarray], excess: Excess, most: float) -> np.ndarray:
+    """`scaled(shift)` for the least shift in [0, most] that meets the bound, by bisection; for `most` where none does.
+    The bound must be easier to meet the greater the shift."""
+    if excess(scaled(0.0)) <= 0:
+        return scaled(0.0)
+    near, far = 0.0, most
+    for _ in range(HALVINGS):
+        middle = (near + far) / 2
+        near, far = (near, middle) if excess(scaled(middle)) <= 0 else (middle, far)
+    return scaled(far)
+
+
+def posterior_mean(log_sizes_EZ: np.ndarray, values_E: np.ndarray) -> np.ndarray:
+    """The posterior mean of the process that `CapacityDescent.recommend` describes, at the points it is fitted to."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel

@@ -159,12 +159,16 @@ class CapacityLanes:
 
     def losses_PR(self) -> np.ndarray:
         """The outer loss of every lane now, float64 [P, R]."""
+        return self.measured_PR("loss")
+
+    def measured_PR(self, metric: str) -> np.ndarray:
+        """A metric of the outer split (`trials.metrics.measure`) for every lane now, float64 [P, R]."""
         total_K = torch.zeros(len(self._stream_K), dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for places in torch.split(torch.arange(len(self.outer.y_R), device=self.device), CHUNK):
                 x_VI, _ = self.outer.batch(places)
                 logits_KOV = self.lanes.predict(x_VI.to(self.dtype))
-                total_K += measure(self.task.kind, logits_KOV, self.outer.y_R[places])["val_loss"] * len(places)
+                total_K += measure(self.task.kind, logits_KOV, self.outer.y_R[places], "")[metric] * len(places)
         found: np.ndarray = (total_K / len(self.outer.y_R)).cpu().numpy()
         return found.reshape(len(self.points), self.replicates)
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 from trials.hypergradients.method import Method
 
 OUTER = 1.0
+POWER = 10  # products to measure the curvature; a start with a 2^-10th of the steepest gives half of it or more
 
 
-def extra_passes(method: Method, coordinates: int) -> float:
-    """Passes of one move of a method that is not direct, for so many `coordinates` that move."""
+def extra_passes(method: Method, coordinates: int, optimizer: str = "sgd") -> float:
+    """Passes of one move of a method that is not direct, for so many `coordinates` that move; `optimizer` is the inner
+    one, whose rates tell a Neumann series how far to step, or, where they do not, the curvature is measured."""
     steps = float(method.every)
     match method.kind:
         case "bilevel":
@@ -29,7 +31,8 @@ def extra_passes(method: Method, coordinates: int) -> float:
         case "reversible":
             return 3.0 * steps + OUTER
         case "implicit":
-            return 1.0 + 2.0 * (method.terms + 1) + OUTER
+            measured = POWER if method.solver == "neumann" and optimizer != "sgd" else 0
+            return 1.0 + 2.0 * (method.terms + measured + 1) + OUTER
         case "hypernet":
             return steps + OUTER
     raise AssertionError(f"{method.kind} has no derivative of its own")

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from search_spaces.faults import Invalid, unknown
+from trials.hypergradients.cost import POWER
 from trials.hypergradients.inner import Batch, Derivative, Inner, State, pulled
 from trials.hypergradients.unrolled import outer_pull
 from trials.optimisers import Rule
 
 SOLVERS = ("neumann", "cg")
 UNSEEN = ("lr", "momentum", "beta1", "beta2")  # they lead to a minimum; where it lies they have no say
-_POWER = 10  # with a start that has a 2^-10th of the steepest direction, the norm comes out at half or more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ class Solved(Derivative):
 
     residual_K: Tensor
     flat_K: Tensor
+
+    def told(self) -> dict[str, Tensor]:
+        return {"residual": self.residual_K, "flat": self.flat_K.to(self.residual_K)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +180,7 @@ def _safe_rates(system: _System, v_T: Tensor) -> Tensor:
     """One over the norm of each lane's matrix where v reaches, by the power method: an estimate from below, of which
     the series bears half."""
     steepest_K, along_T = torch.zeros_like(system.norm(v_T)), v_T
-    for _ in range(_POWER):
+    for _ in range(POWER):
         length_K = system.norm(along_T)
         along_T = along_T / system.inner.spread(torch.where(length_K == 0, 1.0, length_K))
         along_T = system.times(along_T)

@@ -112,6 +112,10 @@ class Derivative:
     gradient_KP: Tensor
     state: State | None = None
 
+    def told(self) -> dict[str, Tensor]:
+        """What there is to report of how it was found, [K] each."""
+        return {}
+
 
 def _gradient(losses_K: Tensor, of: Tensor, graph: bool) -> Tensor:
     (found,) = torch.autograd.grad(losses_K.sum(), of, create_graph=graph, materialize_grads=True)

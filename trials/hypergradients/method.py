@@ -14,7 +14,7 @@ from typing import Any
 from search_spaces.faults import unknown
 from search_spaces.parameters import is_real
 
-RATES = ("lr", "momentum", "weight_decay", "beta1", "beta2")  # of the inner optimiser
+RATES = ("lr", "momentum", "weight_decay", "beta1", "beta2", "dropout")  # of the training
 OUTER_OPTIMIZERS = ("adam", "sgd")
 ENDS = ("clamp", "reflect", "sigmoid")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -46,10 +46,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "truncated": Kind(options=("horizon",), trains=True),
         "forward": Kind(trains=True),
         "reversible": Kind(
-            sees=("lr", "momentum", "weight_decay"), blind="only SGD with momentum is reversed", trains=True
+            sees=("lr", "momentum", "weight_decay", "dropout"), blind="only SGD with momentum is reversed", trains=True
         ),
-        "implicit": Kind(options=("solver", "terms", "ridge"), sees=("weight_decay",), blind=_REST),
-        "hypernet": Kind(options=("scale",), sees=("weight_decay",), blind=_REST, trains=True),
+        "implicit": Kind(options=("solver", "terms", "ridge"), sees=("weight_decay", "dropout"), blind=_REST),
+        "hypernet": Kind(options=("scale",), sees=("weight_decay", "dropout"), blind=_REST, trains=True),
     }
 )
 METHODS: Mapping[str, str | None] = MappingProxyType({name: kind.split for name, kind in KINDS.items()})
@@ -134,7 +134,7 @@ class Method:
 
     def blind(self, name: str) -> str | None:
         """Why this method cannot move a rate, in a sentence; None where it can."""
-        kind = KINDS[self.kind]
+        kind, name = KINDS[self.kind], name.partition(".")[0]
         if name in kind.sees and not (self.kind == "bilevel" and self.order == "first"):
             return None
         able = [n for n, other in KINDS.items() if name in other.sees]

@@ -42,6 +42,9 @@ class Rewound(Derivative):
     bits_per_weight_step: float
     information: float
 
+    def told(self) -> dict[str, Tensor]:
+        return {"tape_bits": torch.full((len(self.gradient_KP),), self.bits_per_weight_step)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reversible:

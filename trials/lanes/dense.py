@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from search_spaces.parametrisation import REFERENCE, Scaling, scaling
 from trials.lanes.layout import Layout
+from trials.lanes.program import spread
 from trials.noise import fold, normal
 from trials.optimisers import Optimiser, Rule
 
@@ -86,6 +87,7 @@ class DenseLanes:
         self.hidden, self.lanes = len(self.sizes[0]), len(self.sizes)
         widths = [(self.shape.inputs, *lane, self.shape.outputs) for lane in self.sizes]
         self.layout = Layout([[(b, a + 1) for a, b in pairwise(w)] for w in widths], grouped=self.grouped)
+        self.lane_T, self.layer_T = (places_T.to(self.device) for places_T in self.layout.owners())
         self._alive_T: Tensor | None = None
         self.weights_T = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
@@ -204,8 +206,9 @@ class DenseLanes:
 
     def retune(self, hyper: Mapping[str, Tensor]) -> None:
         """Other hyperparameters from here on, name -> [K]; the optimiser's state stays."""
-        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in self.rule.uses}
-        self.optimiser.hyper = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
+        self.hyper = {name: values_K.to(self.device, self.dtype) for name, values_K in hyper.items()}
+        found = {name: spread(name, self.hyper, self.lane_T, self.layer_T) for name in self.rule.uses}
+        self._lr_T, self.optimiser.hyper = found["lr"], found
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -217,7 +220,7 @@ class DenseLanes:
                 view = self.layout.lane_view(self.rates_T, lane, i)
                 view[:, 0] *= found.bias_lr
                 view[:, 1:] *= found.weight_lr
-        self.optimiser.hyper["lr"] = self.layout.spread(self.hyper["lr"]) * self.rates_T
+        self.optimiser.hyper["lr"] = self._lr_T * self.rates_T
 
     def matrices(self, lane: int, buffer_T: Tensor | None = None) -> list[Tensor]:
         """A lane's weights (or the same places of another buffer), views [out, 1 + in] with the bias in column 0."""
@@ -272,10 +275,11 @@ class DenseLanes:
         return [units.lane_view(m_T, lane, 0)[1:, 0] for units, m_T in zip(self.units, self._grade, strict=True)]
 
     def sample(self, grades: Sequence[Sequence[Tensor]]) -> None:
-        """Set every unit's grade for the coming steps; which units rest is left as it is."""
+        """Set every unit's grade for the coming steps ([units], or [units, batch] for each row its own); which units
+        rest is left as it is."""
         for lane, layers in enumerate(grades):
             for i, m in enumerate(layers):
-                self.units[i].lane_view(self._grade[i], lane, 0)[1:] = m.unsqueeze(1)
+                self.units[i].lane_view(self._grade[i], lane, 0)[1:] = m if m.dim() > 1 else m.unsqueeze(1)
 
     def grade_gradients(self, x_BI: Tensor, y_BO: Tensor) -> list[list[Tensor]]:
         """d(lane loss on this batch) / d(grade), `[lane][layer]` [units]; the weights' gradients are left alone."""

@@ -49,7 +49,8 @@ class DenseFunctions:
         self._heard = [Stack(heard, 0) for heard in lanes.heard]
 
     def losses(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
-        """Every lane's loss on a batch, [K]; `grades` [K, N] a layer, at least as many as are laid out."""
+        """Every lane's loss on a batch, [K]; `grades` [K, N] a layer, at least as many as are laid out
+        ([K, N, B] where each row has its own)."""
         logits_KOB = self._forward(weights_T, grades, x_BI)[0]
         if self.lanes.shape.loss == "cross_entropy":
             return -(functional.log_softmax(logits_KOB, 1) * y_BO.mT).sum(1).mean(1)
@@ -85,7 +86,8 @@ class DenseFunctions:
         return z_KNB, before, after
 
     def _grade(self, grades: Sequence[Tensor], i: int) -> Tensor:
-        return grades[i][:, : self._parts[i].rows].unsqueeze(2)
+        own = grades[i][:, : self._parts[i].rows]
+        return own if own.dim() > 2 else own.unsqueeze(2)
 
 
 class Stack:

@@ -78,7 +78,8 @@ class DenseProgram:
         own = DenseFunctions(self.dense)
         learns = self.shape.learner == "feedback"
         return Functions(
-            lane_T=self.dense.layout.spread(torch.arange(self.dense.lanes, device=self.device)),
+            lane_T=self.dense.lane_T,
+            layer_T=self.dense.layer_T,
             rates_T=self.dense.rates_T,
             losses=lambda weights_T, grades, batch: own.losses(weights_T, grades, *batch[:2]),
             feedback=(lambda weights_T, grades, batch: own.feedback(weights_T, grades, *batch[:2])) if learns else None,

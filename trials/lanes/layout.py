@@ -66,6 +66,11 @@ class Layout:
         offset = self.offsets[0][part]
         return [buffer_T[offset : offset + self.lanes * rows * columns].view(self.lanes, rows, columns)]
 
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """The lane and the part that each place of a buffer belongs to, int64 [T] both."""
+        parts = torch.arange(self.parts).repeat_interleave(self.lanes)
+        return torch.repeat_interleave(self._owners, self._spans), torch.repeat_interleave(parts, self._spans)
+
     def spread(self, values_K: Tensor) -> Tensor:
         """Each lane's number at every place of its spans, [K] -> [T]."""
         device = values_K.device

@@ -138,7 +138,7 @@ class LoopedLanes(Regated):
         self.retune(hyper)
 
     def retune(self, hyper: Mapping[str, Tensor]) -> None:
-        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in self.rule.uses}
+        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in sorted(self.rule.uses)}
         self.optimiser.hyper = {name: self.layout.spread(values_K) for name, values_K in self.hyper.items()}
         self._set_rates()
 

@@ -67,7 +67,14 @@ def make(
     loss = "cross_entropy" if task.kind == "classification" else "mse"
     built = None if is_dense(plan) else _realised(network, task.shape, task.outputs, maxima, activation)
     opaque = built is not None and built.flow is None
-    gated = plan.gradient or plan.fractional or network.parametrisation == "ntk" or plan.padded or opaque
+    gated = (
+        plan.gradient
+        or plan.fractional
+        or plan.uses("dropout")
+        or network.parametrisation == "ntk"
+        or plan.padded
+        or opaque
+    )
     kinds = gate_kinds(plan, points[0], maxima)
     start_KM = jittered(plan, kinds, numbers_KM, identities)
     widths = Widths(kinds, start_KM, factor=network.parametrisation == "ntk") if gated else None

@@ -60,7 +60,8 @@ class Program(Protocol):
         `batch` is what gradients at new units are taken on, where growth asks for them."""
 
     def sample(self, grades: Sequence[Tensor]) -> None:
-        """Take random grades for the coming step: members stay members."""
+        """Take random grades for the coming step, [K, N] a gate ([K, N, B] where each row has its own): members stay
+        members."""
 
     def step(self, x: Tensor, y_BO: Tensor) -> None:
         """One training step; x is [B, ...] for all lanes or [K, B, ...] when each has its own."""
@@ -85,25 +86,44 @@ class Program(Protocol):
 
 class Batch(NamedTuple):
     """What a step of `Functions` reads: inputs, targets, and the number of the step. In one that `remembers`, batch
-    norms take the batch into their running statistics."""
+    norms take the batch into their running statistics; one that `trains` has the noise of dropout."""
 
     x: Tensor
     y_BO: Tensor
     step: int = 0
     remembers: bool = False
+    trains: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Functions:
-    """Lanes as differentiable functions of the flat buffer of all their weights, in no particular order, and of grades
-    ([K, N] a gate): `losses(weights_T, grades, batch)` are [K], `feedback` the direction [T] of a learner other than
-    back-propagation. `lane_T` says whose each weight is, `rates_T` by how much its learning rate differs from its
-    lane's, 0 where it rests."""
+    """Lanes as differentiable functions of the flat buffer of all their weights, in no particular order, and of grades,
+    as `sample` takes them.
+
+    `losses(weights_T, grades, batch)` are [K], `feedback` the direction [T] of a learner other than back-propagation.
+    `lane_T` says whose each weight is, `layer_T` of which layer (None where rates go by lane alone), `rates_T` by how
+    much its learning rate differs from its lane's, 0 where it rests.
+    """
 
     lane_T: Tensor
     rates_T: Tensor
     losses: Callable[[Tensor, Sequence[Tensor], Batch], Tensor]
     feedback: Callable[[Tensor, Sequence[Tensor], Batch], Tensor] | None = None
+    layer_T: Tensor | None = None
+
+    def spread(self, name: str, hyper: Mapping[str, Tensor]) -> Tensor:
+        """A hyperparameter at each weight, [T]: its lane's, or its layer's own where that has one."""
+        return spread(name, hyper, self.lane_T, self.layer_T)
+
+
+def spread(name: str, hyper: Mapping[str, Tensor], lane_T: Tensor, layer_T: Tensor | None) -> Tensor:
+    """A hyperparameter of lanes, [K], and those of single layers, `name.0`, at each weight, [T]."""
+    found_T = hyper[name][lane_T]
+    for own, values_K in hyper.items():
+        base, _, layer = own.partition(".")
+        if base == name and layer and layer_T is not None:
+            found_T = torch.where(layer_T == int(layer), values_K[lane_T], found_T)
+    return found_T
 
 
 def loss_of(kind: str, outputs_BO: Tensor, y_BO: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ class VmappedLanes(Regated):
         self.retune(hyper)
 
     def retune(self, hyper: Mapping[str, Tensor]) -> None:
-        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in self.rule.uses}
+        self.hyper = {name: hyper[name].to(self.device, self.dtype) for name in sorted(self.rule.uses)}
         self.optimiser.hyper = {name: v.unsqueeze(1).expand_as(self.weights) for name, v in self.hyper.items()}
         self._set_rates()
 
