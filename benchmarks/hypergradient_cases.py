@@ -58,10 +58,10 @@ def method_named(name: str, steps: int) -> Method:
     return Method(**{"every": steps, "warmup": 0, "lr": 0.0, **_METHODS[name]})
 
 
-def plan_of(method: Method, steps: int) -> Plan:
+def plan_of(method: Method, steps: int, width: int) -> Plan:
     """A search by that method, whose trainings are long enough for one move."""
     moved = {} if method.kind == "none" else {"moved_by": "gradient"}
-    space = {f"width.{i}": {"type": "width", "low": 4, "high": WIDTH, **moved} for i in range(2)}
+    space = {f"width.{i}": {"type": "width", "low": 4, "high": width, **moved} for i in range(2)}
     task = load("uci/digits")
     epochs = max(20, -(-2 * steps * BATCH // len(task.rows("train").y)))
     return Plan(
@@ -79,19 +79,20 @@ def _rows(*splits: str) -> Rows:
 
 
 class Case:
-    """One bundle by a method that moves after so many steps; `first` is the number of its first trial."""
+    """One bundle by a method that moves after so many steps; `first` is the number of its first trial, `width` how wide
+    it is laid out."""
 
-    def __init__(self, name: str, *, steps: int = 1, lanes: int = 1, first: int = 0) -> None:
+    def __init__(self, name: str, *, steps: int = 1, lanes: int = 1, first: int = 0, width: int = WIDTH) -> None:
         self.name, self.steps = name, steps
-        plan = plan_of(method_named(name, steps), steps)
+        plan = plan_of(method_named(name, steps), steps, width)
         if name == PLAIN:  # as wide as the others are laid out
-            points = [{"width.0": WIDTH, "width.1": WIDTH}] * lanes
+            points = [{"width.0": float(width), "width.1": float(width)}] * lanes
         else:
             points = [{"width.0": 20.3 + k % 8, "width.1": 27.6 - k % 8} for k in range(first, first + lanes)]
         trials = tuple(Trial(search_id="s", number=first + k, point=dict(p)) for k, p in enumerate(points))
         bundle = Bundle(search_id="s", id="b", generation=0, trials=trials)
         self.run = FusedRun(plan, bundle, _rows, torch.device("cpu"))
-        assert self.run.program.sizes == [(WIDTH, WIDTH)] * lanes
+        assert self.run.program.sizes == [(width, width)] * lanes
         self.order = self.run._order(self.run.data, "order")
         self.outer_order = self.run._order(self.run.outer, "outer order")
         self._done = 0

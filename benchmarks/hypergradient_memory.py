@@ -38,7 +38,8 @@ def live_bytes(work: Callable[[], object]) -> int:
         work()
     results = profiler.profiler
     assert results is not None
-    events = [(e.start_ns(), e.nbytes()) for e in results.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    records = results.kineto_results.events()
+    events = [(record.start_ns(), record.nbytes()) for record in records if record.name() == "[memory]"]
     live = most = 0
     for _, change in sorted(events, key=lambda event: event[0]):
         live += change

@@ -1,6 +1,6 @@
 """What derivatives with respect to the architecture cost: time and memory of every method beside plain training.
 
-    python -m benchmarks.hypergradients [--quick] [--json] [--part times|memory|fused]
+    python -m benchmarks.hypergradients [--quick] [--json] [--part times|widths|memory|fused]
 
 The cases are those of `hypergradient_cases`, each run as a search runs it, on one thread. Times are of competitors that
 took turns in one run, a ratio is the median of the rounds' own; memory is that of `hypergradient_memory`. `--quick`
@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -26,7 +26,7 @@ from benchmarks.machine import Others, facts
 from benchmarks.timing import LEAST, Work, ratio, rounds
 
 Row = dict[str, Any]
-PARTS = ("times", "memory", "fused")
+PARTS = ("times", "widths", "memory", "fused")
 BILEVEL_GOAL = 2.2  # plain steps that one with a first-order move takes
 REVERSIBLE_GOAL, CHECKPOINTS_GOAL = 1 / 100, 1 / 10  # of the memory of `unrolled`, without and with checkpoints
 FUSED_GOAL = 1 / 4  # of the time of single runs
@@ -37,10 +37,12 @@ UNROLLED, CHECKPOINTS, REVERSIBLE = "unrolled", "unrolled checkpoints", "reversi
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How much is measured: by lanes, the training steps between two moves (`forward` up to `forward_steps` alone);
-    the steps at which memory is counted, and of which methods; the lanes of a fused program."""
+    the other widths of first-order moves; by steps, the methods whose memory is counted; the lanes of a fused
+    program."""
 
     steps: dict[int, tuple[int, ...]]
     forward_steps: int
+    widths: tuple[int, ...]
     memory: dict[int, tuple[str, ...]]
     fused_lanes: int
     fused_steps: int
@@ -53,6 +55,7 @@ _MEMORY = (UNROLLED, CHECKPOINTS, "truncated", "forward", REVERSIBLE)
 FULL = Scale(
     steps={1: (10, 100, 1000), 64: (10, 100)},
     forward_steps=100,
+    widths=(128, 512),
     memory={10: _MEMORY, 100: _MEMORY, 1000: _MEMORY},
     fused_lanes=64,
     fused_steps=10,
@@ -62,12 +65,13 @@ FULL = Scale(
 QUICK = Scale(
     steps={1: (10,)},
     forward_steps=10,
+    widths=(128,),
     memory={20: (UNROLLED, CHECKPOINTS, REVERSIBLE)},
-    fused_lanes=16,
+    fused_lanes=8,
     fused_steps=10,
     repeats=3,
     long_repeats=3,
-    least=0.0,
+    least=0.01,
 )
 
 
@@ -81,11 +85,18 @@ def instant(lanes: int, scale: Scale) -> list[Row]:
     return [{"lanes": lanes, "method": name, **_compared(found, name)} for name in works]
 
 
+def by_width(width: int, scale: Scale) -> Row:
+    """A training step and a first-order move over a plain step, of one lane of another width."""
+    works = {name: Case(name, width=width).outer_step for name in (PLAIN, "bilevel")}
+    found = rounds(works, scale.repeats, least=scale.least)
+    return {"width": width, "plain_ms": 1e3 * median(found[PLAIN]), **_compared(found, "bilevel")}
+
+
 def through(lanes: int, steps: int, scale: Scale) -> list[Row]:
     """So many training steps and one move, of the methods that go through them, over a plain step."""
     names = [name for name in THROUGH if name != "forward" or steps <= scale.forward_steps]
     works = {name: Case(name, steps=steps, lanes=lanes).outer_step for name in names}
-    repeats = scale.repeats if steps * lanes < 500 else scale.long_repeats
+    repeats = scale.repeats if steps * lanes < 100 else scale.long_repeats
     found = rounds({PLAIN: Case(PLAIN, lanes=lanes).outer_step, **works}, repeats, least=scale.least)
     rows = [{"lanes": lanes, "method": name, "steps": steps, **_compared(found, name)} for name in names]
     for row in rows:
@@ -136,12 +147,15 @@ def report(scale: Scale, chosen: Sequence[str] = PARTS) -> dict[str, Any]:
         if "times" in chosen:
             found |= {"instant": [], "through": [], "parts": []}
             for lanes, counts in scale.steps.items():
-                _say(f"moves of {lanes} lanes")
+                _say(f"moves, {_lanes(lanes)}")
                 found["instant"] += instant(lanes, scale)
                 found["parts"].append(parts(lanes, scale))
                 for steps in counts:
-                    _say(f"derivatives through {steps} steps of {lanes} lanes")
+                    _say(f"derivatives through {steps} steps, {_lanes(lanes)}")
                     found["through"] += through(lanes, steps, scale)
+        if "widths" in chosen:
+            _say("moves at other widths")
+            found["widths"] = [by_width(width, scale) for width in scale.widths]
         if "fused" in chosen:
             _say(f"{scale.fused_lanes} lanes beside as many single runs")
             cases = ((PLAIN, 1), ("bilevel", 1), (UNROLLED, scale.fused_steps))
@@ -156,13 +170,16 @@ def report(scale: Scale, chosen: Sequence[str] = PARTS) -> dict[str, Any]:
 
 def goals(found: dict[str, Any]) -> list[Row]:
     """What the methods are to cost at most, and whether they did here; memory counts where it is of enough steps."""
-    rows: list[Row] = []
-    for row in found.get("instant", ()):
-        if row["method"] == "bilevel":
-            rows.append(_goal(f"step and bilevel move / step, {_lanes(row)}", row["over_plain"], BILEVEL_GOAL))
-    for row in found.get("fused", ()):
-        if row["method"] != PLAIN:
-            rows.append(_goal(f"{row['method']}, {_lanes(row)} / single runs", row["ratio"], FUSED_GOAL))
+    rows = [
+        _goal(f"a step and a bilevel move / a step, {_lanes(row['lanes'])}", row["over_plain"], BILEVEL_GOAL)
+        for row in found.get("instant", ())
+        if row["method"] == "bilevel"
+    ]
+    rows += [
+        _goal(f"{row['method']}, {_lanes(row['lanes'])} / single runs", row["ratio"], FUSED_GOAL)
+        for row in found.get("fused", ())
+        if row["method"] != PLAIN
+    ]
     by = {(row["method"], row["steps"]): row for row in found.get("memory", ())}
     for under, goal in ((UNROLLED, REVERSIBLE_GOAL), (CHECKPOINTS, CHECKPOINTS_GOAL)):
         if (REVERSIBLE, GOAL_STEPS) in by and (under, GOAL_STEPS) in by:
@@ -176,8 +193,8 @@ def _goal(name: str, measured: float, goal: float) -> Row:
     return {"name": name, "measured": measured, "goal": goal, "met": measured <= goal}
 
 
-def _lanes(row: Row) -> str:
-    return "1 lane" if row["lanes"] == 1 else f"{row['lanes']} lanes"
+def _lanes(lanes: int) -> str:
+    return "1 lane" if lanes == 1 else f"{lanes} lanes"
 
 
 def _say(text: str) -> None:
@@ -189,37 +206,45 @@ def _say(text: str) -> None:
 
 def tables(found: dict[str, Any]) -> str:
     """The report for people, in Markdown."""
-    out = []
+    out: list[str] = []
     if "instant" in found:
-        heads = ("a step and a move after it", "lanes", "ms", "over a plain step", "(rounds)")
-        rows = [
-            (r["method"], r["lanes"], f"{r['ms']:.2f}", f"{r['over_plain']:.1f}", _spread(r, "over_plain"))
-            for r in found["instant"]
-        ]
-        out += _table(heads, rows)
-        heads = ("a bilevel move, ms", "derivative", "step of what moves", "FLOPs anew")
-        keys = ("derivative_ms", "move_ms", "ledger_ms")
-        out += _table(heads, [(_lanes(r), *(f"{r[key]:.2f}" for key in keys)) for r in found["parts"]])
-        heads = ("T steps and a move", "lanes", "T", "ms", "over a plain step", "(rounds)", "that, a step")
-        out += _table(heads, [_through_row(r) for r in found["through"]])
+        heads = "a step and a move after it | lanes | ms | over a plain step | (rounds)"
+        out += _table(heads, map(_instant_row, found["instant"]))
+        out += _table("a bilevel move, ms | derivative | step | its FLOPs", map(_parts_row, found["parts"]))
+        heads = "T steps and a move | lanes | T | ms | over a plain step | (rounds) | that, a step"
+        out += _table(heads, map(_through_row, found["through"]))
+    if "widths" in found:
+        heads = "a step and a bilevel move, width | plain ms | ms | over a plain step | (rounds)"
+        out += _table(heads, map(_width_row, found["widths"]))
     if "fused" in found:
-        heads = ("one outer step", "T", "lanes", "fused ms", "single runs ms", "ratio", "(rounds)")
-        rows = [
-            (r["method"], r["steps"], r["lanes"], f"{r['fused_ms']:.1f}", f"{r['singles_ms']:.1f}")
-            + (f"{r['ratio']:.3f}", _spread(r, "ratio", ".3f"))
-            for r in found["fused"]
-        ]
-        out += _table(heads, rows)
+        heads = "one outer step | T | lanes | fused ms | single runs ms | ratio | (rounds)"
+        out += _table(heads, map(_fused_row, found["fused"]))
     if "memory" in found:
-        heads = ("peak memory of one lane", "T", "tensors MB", "resident MB", "the batches MB", "bits a weight-step")
-        out += _table(heads, [_memory_row(r) for r in found["memory"]])
-    heads = ("goal", "measured", "at most", "")
-    rows = [(g["name"], f"{g['measured']:.3g}", f"{g['goal']:.3g}", _met(g)) for g in found["goals"]]
-    return "\n".join(out + _table(heads, rows)).strip()
+        heads = "peak memory of one lane | T | tensors MB | resident MB | batches MB | bits a weight-step (information)"
+        out += _table(heads, map(_memory_row, found["memory"]))
+    return "\n".join(out + _table("goal | measured | at most | ", map(_goal_row, found["goals"]))).strip()
 
 
-def _met(goal: Row) -> str:
-    return "met" if goal["met"] else "**missed**"
+def _instant_row(r: Row) -> tuple[object, ...]:
+    return (r["method"], r["lanes"], f"{r['ms']:.2f}", f"{r['over_plain']:.1f}", _spread(r, "over_plain"))
+
+
+def _parts_row(r: Row) -> tuple[object, ...]:
+    return (_lanes(r["lanes"]), *(f"{r[f'{name}_ms']:.2f}" for name in ("derivative", "move", "ledger")))
+
+
+def _width_row(r: Row) -> tuple[object, ...]:
+    times = (f"{r['plain_ms']:.2f}", f"{r['ms']:.2f}")
+    return (r["width"], *times, f"{r['over_plain']:.1f}", _spread(r, "over_plain"))
+
+
+def _fused_row(r: Row) -> tuple[object, ...]:
+    times = (f"{r['fused_ms']:.1f}", f"{r['singles_ms']:.1f}")
+    return (r["method"], r["steps"], r["lanes"], *times, f"{r['ratio']:.3f}", _spread(r, "ratio", ".3f"))
+
+
+def _goal_row(g: Row) -> tuple[object, ...]:
+    return (g["name"], f"{g['measured']:.3g}", f"{g['goal']:.3g}", "met" if g["met"] else "**missed**")
 
 
 def _through_row(r: Row) -> tuple[object, ...]:
@@ -230,7 +255,7 @@ def _through_row(r: Row) -> tuple[object, ...]:
 def _memory_row(r: Row) -> tuple[object, ...]:
     bits = ""
     if "bits_per_weight_step" in r:
-        bits = f"{r['bits_per_weight_step']:.3f} (information {r['information_bits']:.3f})"
+        bits = f"{r['bits_per_weight_step']:.3f} ({r['information_bits']:.3f})"
     megabytes = (f"{r[f'{kind}_bytes'] / 1e6:.2f}" for kind in ("live", "resident", "batch"))
     return (r["method"], r["steps"], *megabytes, bits)
 
@@ -239,9 +264,9 @@ def _spread(row: Row, key: str, form: str = ".1f") -> str:
     return f"{row[f'least_{key}']:{form}}-{row[f'most_{key}']:{form}}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
+def _table(heads: str, rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return [f"| {heads} |", "|" + "---|" * (heads.count("|") + 1), *lines, ""]
 
 
 def main(arguments: list[str] | None = None) -> int:

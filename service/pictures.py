@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MEASURES = {"width": "units (real)", "stride": "stride in cells (real)", "depth": "blocks (real)"}
+BY_RATIO = ("width", "lr", "weight_decay")
 MOST_LINES = 60  # trials drawn beside the best ones
 
 _HISTORY = """SELECT s.arm, s.repeat, t.number, t.executed_flops, t.value FROM trials t
@@ -88,14 +89,15 @@ def trajectories(store: Store, report: Report, path: Path) -> Path | None:
         for axes, gate in zip(row, gates, strict=True):
             _draw_trials(axes, report, frame[frame["arm"] == arm], arm, gate)
     for kind in {_kind(gate) for gate in gates}:
-        _alike([axes for row in grid for axes, gate in zip(row, gates, strict=True) if _kind(gate) == kind])
+        panels = [axes for row in grid for axes, gate in zip(row, gates, strict=True) if _kind(gate) == kind]
+        _alike([axes for axes in panels if axes.lines])
     figure.suptitle("the first trials of each search seed (a colour each); thick: its best trial", fontsize=9)
     figure.savefig(path, dpi=120)
     return path
 
 
 def _draw_trials(axes: Axes, report: Report, own: pd.DataFrame, arm: str, gate: str) -> None:
-    """One size or rate of an arm's trials: a width or learning rate by ratio, the others by difference."""
+    """One size or rate of an arm's trials: a width, learning rate or weight decay by ratio."""
     g, trials = report.gates.index(gate), [r for r in report.moved[arm] if r["value"] is not None]
     per_repeat = -(-MOST_LINES // (1 + max(r["repeat"] for r in trials)))
     best = {b["repeat"]: b["number"] for b in report.bests if b["arm"] == arm}
@@ -104,11 +106,15 @@ def _draw_trials(axes: Axes, report: Report, own: pd.DataFrame, arm: str, gate: 
         if not is_best and trial["number"] >= per_repeat:
             continue
         one = own[(own["repeat"] == trial["repeat"]) & (own["number"] == trial["number"])]
+        if one[gate].isna().all():
+            continue
         style: dict[str, Any] = {"lw": 2.2, "zorder": 3} if is_best else {"lw": 0.8, "alpha": 0.5}
         sizes = [trial["start"][g], *one[gate]]
         axes.plot([0, *one["step"]], sizes, color=f"C{trial['repeat']}", **style)
-    axes.set(xlabel="step", title=f"{arm}: {gate}", ylabel=_MEASURES.get(_kind(gate), _kind(gate)))
-    if _kind(gate) in ("width", "lr"):
+    axes.set(xlabel="step", title=f"{arm}: {gate}", ylabel=_MEASURES.get(_kind(gate), gate))
+    if not axes.lines:
+        axes.set_visible(False)  # an arm that has no such number of its own
+    if _kind(gate) in BY_RATIO and all(np.min(line.get_ydata()) > 0 for line in axes.lines):
         axes.set_yscale("log")
         _plain_log(axes)
     axes.grid(alpha=0.3)

@@ -93,7 +93,7 @@ REFUSED = [
     ({"search": {"samplr": "tpe"}}, "search: unknown key 'samplr'. Did you mean 'sampler'?"),
     (
         {"search": {"sampler": "tpee"}},
-        "search.sampler.kind: unknown sampler 'tpee'. Did you mean 'tpe'? Known: random, tpe.",
+        "search.sampler.kind: unknown sampler 'tpee'. Did you mean 'tpe'? Known: capacity, cmaes, random, tpe.",
     ),
     ({"search": {"sampler": 3}}, "search.sampler: must be a mapping of kind, startup, pairs, sigma, lr, but got 3."),
     (

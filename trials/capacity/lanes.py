@@ -83,7 +83,7 @@ class CapacityLanes:
         """The program, initialised for its points and ready for its first step."""
         network, task, batch = self.network, self.task, self.training.batch_size
         maxima = network.maxima(self.space)
-        self._maxima = tuple(maxima) if self._whole_range else self._needed()
+        self.maxima = tuple(maxima) if self._whole_range else self._needed()
         shape = DenseShape(
             inputs=task.inputs,
             outputs=task.outputs,
@@ -97,7 +97,7 @@ class CapacityLanes:
         self._streams = list(dict.fromkeys(pairs))
         self._stream_K = torch.tensor([self._streams.index(pair) for pair in pairs], device=self.device)
         self.lanes = DenseLanes(
-            shape, [self._maxima] * len(pairs), batch, gated=True, grouped=True, device=self.device, dtype=self.dtype
+            shape, [self.maxima] * len(pairs), batch, gated=True, grouped=True, device=self.device, dtype=self.dtype
         )
         live = [network.sizes(point) for point in of_lane]
         self.lanes.initialise([(self.seed, number, r) for number, r in pairs], live=live)
@@ -123,7 +123,7 @@ class CapacityLanes:
         ends = (network.tau, network.tau) if network.tau else None
         kinds = [
             GateKind(name=gate, maximum=maximum, membership=membership, tau=ends)
-            for gate, maximum in zip(network.gates, self._maxima, strict=True)
+            for gate, maximum in zip(network.gates, self.maxima, strict=True)
         ]
         widths = Widths(kinds, torch.from_numpy(sizes_KZ), factor=network.parametrisation == "ntk")
         grades = [m_KN.to(self.device, self.dtype) for m_KN in widths.grades()]
@@ -147,6 +147,11 @@ class CapacityLanes:
         costs = self.network.costs(self.task.shape, self.task.outputs)
         each = [costs.training_flops(self.network.named(self.network.sizes(point))) for point in self.points]
         self.flops_P += np.array([float(flops) for flops in each]) * steps * self.training.batch_size * self.replicates
+
+    def places(self, step: int) -> Tensor:
+        """The rows that each lane sees at a step, [K, B]."""
+        orders = np.stack([self._order(stream, step + 1)[step] for stream in self._streams])
+        return torch.from_numpy(orders).to(self.device).index_select(0, self._stream_K)
 
     def _order(self, stream: tuple[int, int], steps: int) -> np.ndarray:
         """The batches of one stream's first steps, [steps, B]; the beginning does not depend on how many they are."""
@@ -178,7 +183,7 @@ class CapacityLanes:
         Raises:
             Invalid: when a size is beyond what was laid out.
         """
-        most = np.asarray(self._maxima, dtype=np.float64)
+        most = np.asarray(self.maxima, dtype=np.float64)
         if (sizes_PZ > most).any() or (sizes_PZ <= 0).any():
             worst = sizes_PZ.max(0).tolist(), sizes_PZ.min(0).tolist()
             raise Invalid(

@@ -38,7 +38,7 @@ def quantised(units_T: Tensor, lost_T: Tensor) -> Tensor:
     """The nearest integers. A number that is not finite or out of range is 0, and `lost_T` is told, in place."""
     out_T = ~(units_T.abs() <= LIMIT)
     lost_T |= out_T
-    return torch.where(out_T, 0.0, units_T.double()).round().long()
+    return torch.where(out_T, 0.0, units_T.double()).round_().long()
 
 
 def bounded(integers_T: Tensor, lost_T: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ class Tape:
     def __init__(self, beta_T: Tensor) -> None:
         values, which_T = torch.unique(beta_T.double(), return_inverse=True)
         self.ratios = [ratio(value) for value in values.tolist()]
-        self._n_T, self._d_T = (
-            torch.tensor(part).to(beta_T.device)[which_T] for part in zip(*self.ratios, strict=True)
-        )
+        parts = [torch.tensor(part).to(beta_T.device) for part in zip(*self.ratios, strict=True)]
+        # where all places are alike, of no dimension
+        self._n_T, self._d_T = (part[0] if len(part) == 1 else part[which_T] for part in parts)
         self._places = [(which_T == r).nonzero().squeeze(1) for r in range(len(self.ratios))]
         self._greatest = [0] * len(self.ratios)  # what the places of a ratio may hold
-        self._held_T = torch.zeros_like(self._n_T)
+        self._held_T = torch.zeros_like(which_T)
         self._steps = 0
         self._stack: list[tuple[int, int, int, Tensor]] = []  # (step, ratio, greatest before, words)
 
@@ -108,10 +108,11 @@ class Tape:
 
     def _exchanged(self, c_T: Tensor, of_T: Tensor, to_T: Tensor) -> Tensor:
         """One digit in base `of` goes from c to what is held, one in base `to` comes back."""
+        # in place: buffers that live at once are what reversing takes memory for, and writing them most of its time
         quotient_T = c_T.div(of_T, rounding_mode="floor")
-        held_T = self._held_T * of_T + (c_T - quotient_T * of_T)
+        held_T = self._held_T.mul_(of_T).add_(torch.addcmul(c_T, quotient_T, of_T, value=-1))
         self._held_T = held_T.div(to_T, rounding_mode="floor")
-        return quotient_T * to_T + (held_T - self._held_T * to_T)
+        return quotient_T.mul_(to_T).add_(held_T.addcmul_(self._held_T, to_T, value=-1))
 
     def _push(self, r: int) -> None:
         held = self._held_T[self._places[r]]

@@ -51,6 +51,5 @@ def physical_memory() -> float:
 
 def lighter(method: Method) -> list[Method]:
     """Methods that see the same and hold less, lightest last."""
-    own = {"every": method.every, "warmup": method.warmup}
     found = [replace(method, checkpoints=True)] if method.kind == "unrolled" and not method.checkpoints else []
-    return [*found, Method(kind="reversible", **own)] if method.kind in ("unrolled", "truncated") else []
+    return [*found, Method(kind="reversible", every=method.every)] if method.kind in ("unrolled", "truncated") else []

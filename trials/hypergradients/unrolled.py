@@ -43,17 +43,17 @@ class Unrolled:
 
     def _through(self, inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch], outer: Batch) -> Derivative:
         h_KP = h_KP.detach()
-        through = len(batches) if self.through is None else min(self.through, len(batches))
-        before, traced = batches[: len(batches) - through], batches[len(batches) - through :]
+        last = len(batches) if self.through is None else min(self.through, len(batches))
+        before, traced = batches[: len(batches) - last], batches[len(batches) - last :]
         state = plain(inner, state, h_KP, before)
         if not self.segments:
-            return _last(inner, state, h_KP, traced, outer)
-        length = max(1, math.isqrt(max(through - 1, 0)) + 1)
-        pieces = [traced[i : i + length] for i in range(0, through, length)]
+            return through(inner, state, h_KP, traced, outer)[0]
+        length = max(1, math.isqrt(max(last - 1, 0)) + 1)
+        pieces = [traced[i : i + length] for i in range(0, last, length)]
         starts = [state]
         for piece in pieces[:-1]:
             starts.append(plain(inner, starts[-1], h_KP, piece))
-        found, pull = _last_pull(inner, starts[-1], h_KP, pieces[-1] if pieces else [], outer)
+        found, pull = through(inner, starts[-1], h_KP, pieces[-1] if pieces else [], outer)
         gradient_KP = found.gradient_KP
         for start, piece in zip(reversed(starts[:-1]), reversed(pieces[:-1]), strict=True):
             more_KP, pull, _ = _back(inner, start, h_KP, piece, pull)
@@ -77,14 +77,11 @@ def outer_pull(inner: Inner, state: State, h_KP: Tensor, outer: Batch) -> tuple[
     return by_h_KP, by_weights_T
 
 
-def _last(inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch], outer: Batch) -> Derivative:
-    return _last_pull(inner, state, h_KP, batches, outer)[0]
-
-
-def _last_pull(
+def through(
     inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch], outer: Batch
 ) -> tuple[Derivative, list[Tensor]]:
-    """Forward through the last steps, the outer loss there, and back to where they began."""
+    """Forward through training steps, the outer loss there, and back to where they began: the derivative in h, and that
+    in the state before them (its weights first)."""
     start, leaf_KP, end = _traced(inner, state, h_KP, batches)
     direct_KP, by_weights_T = outer_pull(inner, end, h_KP, outer)
     pull = [by_weights_T, *(torch.zeros_like(t) for t in end.tensors()[1:])]
