@@ -1,6 +1,6 @@
 """Does descent on C_k choose widths better than other searches? Eight hidden layers under a bound on FLOPs.
 
-    python examples/capacity_descent.py --picture docs/capacity_descent.png    # about ten minutes on one core
+    python examples/capacity_descent.py --picture docs/capacity_descent.png    # twenty minutes on a busy core
     python examples/capacity_descent.py --quick                                # seconds: three seeds, few trainings
     python examples/capacity_descent.py --json                                 # one JSON object instead of the table
 

@@ -1,7 +1,7 @@
 """Does local search find width? Every inner-loop gradient method from a start too narrow, under a bound on FLOPs.
 
-    python examples/local_search_stalls.py --picture docs/local_search.png     # about 15 minutes on one core
-    python examples/local_search_stalls.py --quick                             # half a minute: 4 seeds, few epochs
+    python examples/local_search_stalls.py --picture docs/local_search.png     # 15 to 20 minutes on one core
+    python examples/local_search_stalls.py --quick                             # under a minute: 4 seeds, few epochs
 
 UCI digits, two hidden layers of 4 units each, of a range of 2 to 64, under a bound that 32 and 32 units just meet. A
 gradient moves both widths while the weights train (`trials.hypergradients`), by Adam, one move every 10 steps. The
@@ -16,8 +16,8 @@ least mean selection error; nothing else is tuned.
 each with the memberships `band` and `interval`, and `interval` with units grown by GradMax. To compare with:
 
     none       the widths stay where they begin
-    noise      the same moves by the same optimiser under the same bound, of random numbers for a gradient: what growing
-               is worth that nothing guides, for there are more widths above the start than below
+    noise      the same moves by the same optimiser under the same bound, of random numbers for a gradient: what moving
+               alone comes to, for there is more room above the start than below
     capacity   descent on C_k, the loss of networks trained 200 steps from scratch (`trials.capacity`)
     widest     the largest width that the bound allows both layers
 
@@ -62,7 +62,7 @@ from trials.training import Training
 LOW, START, HIGH = 2, 4, 64  # units of a layer
 BOUND = 6784  # FLOPs of a forward pass with 32 and 32 units
 GATES = ("width.0", "width.1")
-EVERY, WARMUP, RETRAININGS, SEED = 10, 50, 3, 0
+EVERY, RETRAININGS, SEED = 10, 3, 0
 METHODS: dict[str, dict[str, Any]] = {
     "descent": {"kind": "descent"},
     "bilevel": {"kind": "bilevel"},
@@ -84,11 +84,12 @@ Starts = Sequence[tuple[float, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How much is spent: `rates` are the outer learning rates, in units of a width's log range; `batches`, `pairs` and
-    `k` those of the descent on C_k."""
+    """How much is spent: `warmup` steps come before the first move; `rates` are the outer learning rates, in units of a
+    width's log range; `batches`, `pairs` and `k` those of the descent on C_k."""
 
     seeds: int = 12
     epochs: int = 30
+    warmup: int = 50
     rates: tuple[float, ...] = (0.02, 0.05, 0.1)
     batches: int = 12
     pairs: int = 8
@@ -175,7 +176,7 @@ def retrained(setting: Setting, widths: Starts) -> list[float]:
 
 def moved(job: Job) -> list[Run]:
     """Widths that a gradient moves while the weights train."""
-    method = Method(**METHODS[job.method], lr=job.lr, every=EVERY, warmup=WARMUP)
+    method = Method(**METHODS[job.method], lr=job.lr, every=EVERY, warmup=job.setting.warmup)
     plan = moving(plan_of(job.setting), method, MEMBERSHIPS[job.membership])
     return _runs(job, trained(plan, starts(job.setting)))
 
@@ -213,7 +214,7 @@ def _runs(
 
 def drifted(job: Job) -> list[Run]:
     """Widths that go where random numbers send them, by as many moves as a bilevel gradient makes."""
-    method = Method(kind="bilevel", lr=job.lr, every=EVERY, warmup=WARMUP)
+    method = Method(kind="bilevel", lr=job.lr, every=EVERY, warmup=job.setting.warmup)
     plan = moving(plan_of(job.setting), method, MEMBERSHIPS["band"])
     begin_KG = torch.tensor(starts(job.setting), dtype=torch.float64)
 

@@ -30,10 +30,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # hard-concrete: Louizos et al. 2018, section 4.1
 COSINES = 8  # coefficients of a support's f
 BISECTIONS = 60
+VECTORS = 32  # numbers that torch's kernels take at a time, or a divisor of these
 CONCRETE_TAU = 0.2  # a concrete membership begins with the chances of a band of this temperature
 
 Parameters = Mapping[str, Tensor]
@@ -58,7 +60,15 @@ def interval(n: Tensor, maximum: int) -> Tensor:
 def band(n: Tensor, maximum: int, tau: float | Tensor = 0.3) -> Tensor:
     """m_k = sigmoid((log n - log(k + 1/2)) / tau), [...] -> [..., N], for n > 0; `tau` is a temperature in log size."""
     k_N = torch.arange(maximum, device=n.device, dtype=n.dtype)
-    return torch.sigmoid((torch.log(n).unsqueeze(-1) - torch.log(k_N + 0.5)) / tau)
+    return _sigmoid((torch.log(n).unsqueeze(-1) - torch.log(k_N + 0.5)) / tau)
+
+
+def _sigmoid(x_N: Tensor) -> Tensor:
+    """torch's, [..., N]. What fills no whole vector at a tensor's end is made by a kernel that rounds otherwise, so a
+    row alone would not be what it is among others: here every row is whole vectors."""
+    if x_N.dim() == 0:
+        return torch.sigmoid(x_N)
+    return torch.sigmoid(functional.pad(x_N, (0, -x_N.shape[-1] % VECTORS)))[..., : x_N.shape[-1]]
 
 
 def nested(n: Tensor, maximum: int, tau: float | Tensor, noise: Tensor) -> Tensor:
@@ -73,13 +83,15 @@ def nested(n: Tensor, maximum: int, tau: float | Tensor, noise: Tensor) -> Tenso
 
 def support(f: Tensor, kappa: float | Tensor) -> Tensor:
     """m = sigmoid(kappa f), elementwise; as kappa grows, the indicator of E(f) = {f > 0}."""
-    return torch.sigmoid(kappa * f)
+    return _sigmoid(kappa * f)
 
 
 def cosines(f_F: Tensor, maximum: int) -> Tensor:
     """f(u_k) = sum_j f_j cos(pi j u_k) on the nodes u_k = (k + 1/2) / N, [..., F] -> [..., N]."""
     j_F1 = torch.arange(f_F.shape[-1], device=f_F.device, dtype=f_F.dtype).unsqueeze(-1)
-    return f_F @ torch.cos(math.pi * j_F1 * nodes(maximum, f_F))
+    cosines_FN = torch.cos(math.pi * j_F1 * nodes(maximum, f_F))
+    # no matrix product: for one row alone torch has a kernel that rounds otherwise than that for many
+    return (f_F.unsqueeze(-1) * cosines_FN).sum(-2)
 
 
 def nodes(maximum: int, like: Tensor) -> Tensor:
@@ -114,15 +126,15 @@ def fuzzy(z_N: Tensor, n: Tensor) -> Tensor:
 def concrete(log_alpha: Tensor, noise: Tensor | None = None) -> Tensor:
     """Hard-concrete grades, elementwise: a sample for uniform `noise`, the deterministic mean without it."""
     if noise is None:
-        s = torch.sigmoid(log_alpha)
+        s = _sigmoid(log_alpha)
     else:
-        s = torch.sigmoid((torch.log(noise) - torch.log1p(-noise) + log_alpha) / BETA)
+        s = _sigmoid((torch.log(noise) - torch.log1p(-noise) + log_alpha) / BETA)
     return (s * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
 
 
 def active(log_alpha: Tensor) -> Tensor:
     """P(z != 0) of a hard-concrete grade, elementwise (Louizos et al. 2018, eq. 12)."""
-    return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
+    return _sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
 
 
 # -- memberships as values ---------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from service.planning import device_of, plan_of, threads_of
 from service.samplers import ListedSampler, Sampler
 from service.spec import SearchSpec, check
 from trials.records import Outcome
-from trials.retrain import retrain
+from trials.retrain import retrain, schedules_of
 from trials.store import Store
 from trials.tasks import Task
 from trials.train import threads
@@ -219,4 +219,6 @@ def _retrain_best(
     document = {"name": f"{spec.name} retrained", "labels": dict(labels), "spec": spec.to_dict()}
     search = store.create(search_id, json.loads(json.dumps({**document, "directory": str(comparison.directory)})))
     with threads(threads_of(spec)):
-        retrain(search, plan_of(spec, comparison.task), [best.point], comparison.retrain, device_of(spec))
+        plan = plan_of(spec, comparison.task)
+        plan = replace(plan, schedules=schedules_of(store.search(labels["retrain_of"]), plan, best.number))
+        retrain(search, plan, [best.point], comparison.retrain, device_of(spec))

@@ -75,6 +75,9 @@ def without_unused(data: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: {key: value for key, value in own.items() if key not in _foreign(own)} for name, own in space.items()}
     moved = any(own.get("type") == Topology.type and own.get("moved_by") == "gradient" for own in space.values())
     method = search.get("hypergradient")
+    if isinstance(method, Mapping) and "clip" not in method:  # it was stored before derivatives were clipped
+        method = {**method, "clip": 0.0}
+        search = {**search, "hypergradient": method}
     if isinstance(method, Mapping) and not moved:
         search = {**search, "hypergradient": {key: value for key, value in method.items() if key not in PRESSURES}}
     return {**data, "space": kept, "search": search}

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces import Space
 from search_spaces.networks import MLP, Network
-from search_spaces.parameters import Choice
+from search_spaces.parameters import Choice, Int
 from trials.hypergradients.memory import lighter, window_bytes
 from trials.hypergradients.method import KINDS, RATES, Method
+from trials.tasks import Augment
 from trials.training import Training, rate_of
 
 if TYPE_CHECKING:
     from trials.tasks import Task
 
-MOST_FORWARD = 64  # numbers for which a tangent each is worth its time
-
 
 def moved_faults(method: Method, moved: Collection[str], gates: Collection[str], *, trains: bool = True) -> list[str]:
     """What a gradient cannot move at all, and what this one cannot see; `trains`: there is a training with rates."""
-    methods = " or ".join(name for name in KINDS if name != "none")
     faults = []
     for name in moved:
         where = f"space.{name}.moved_by"
@@ -35,11 +33,18 @@ def moved_faults(method: Method, moved: Collection[str], gates: Collection[str],
         elif method.kind == "none":
             faults.append(
                 f"{where}: 'gradient' needs a hypergradient, but got search.hypergradient='none'; "
-                f"set it to {methods}, or drop `moved_by`."
+                f"set it to {' or '.join(_able(name))}, or drop `moved_by`."
             )
         elif rate_of(name) and (why := method.blind(name)):
             faults.append(f"{where}: {why}")
     return faults
+
+
+def _able(name: str) -> list[str]:
+    """The kinds that see a parameter."""
+    kinds = {kind: Method(kind=kind, order="second" if kind == "bilevel" else "first") for kind in KINDS}
+    able = [kind for kind, method in kinds.items() if kind != "none" and (not rate_of(name) or not method.blind(name))]
+    return ["{kind: bilevel, order: second}" if kind == "bilevel" and rate_of(name) else kind for kind in able]
 
 
 def rate_faults(training: Training | None, space: Space, network: Network) -> list[str]:
@@ -91,14 +96,14 @@ def training_faults(method: Method, training: Training | None, space: Space, net
         )
     where = f"search.hypergradient: {method.kind!r}"
     if method.kind == "reversible":
-        momentum = "momentum" in space.parameters or training.momentum > 0
+        momentum = _has(space, "momentum") or training.momentum > 0
         if optimizers != ["sgd"] or any(nesterovs) or not momentum:
             faults.append(
                 f"{where} reverses SGD with momentum, but got optimizer={' or '.join(map(str, optimizers))}, "
                 f"momentum={training.momentum:g}, nesterov={any(nesterovs)}; set optimizer: sgd, momentum: 0.9, "
                 "nesterov: false, or take unrolled with checkpoints: true."
             )
-    decays = "weight_decay" in space.parameters or training.weight_decay > 0
+    decays = _has(space, "weight_decay") or training.weight_decay > 0
     if method.kind in ("implicit", "hypernet") and "adamw" in optimizers and decays:
         faults.append(
             f"{where} needs to know where training comes to rest, and with adamw's decoupled weight_decay that depends "
@@ -112,9 +117,29 @@ def training_faults(method: Method, training: Training | None, space: Space, net
     return faults
 
 
+def varied_faults(values: Mapping[str, Any], task: Task, network: Network, space: Space) -> list[str]:
+    """What multi-layer perceptrons have only where all lanes see the same rows: augmented images vary lane by lane."""
+    training = values.get("training") or Training()
+    if not isinstance(network, MLP) or task.augment == Augment():
+        return []
+    own = [
+        f"space.{name}" for name in space.parameters if rate_of(name) and (name != rate_of(name) or name == "dropout")
+    ]
+    own += ["training.dropout"] if training.dropout else []
+    own += ["training.learner: 'feedback'"] if "feedback" in _values(space, "learner", training.learner) else []
+    return [f"{what}: is not known where images are augmented, lane by lane; drop it, or task.augment." for what in own]
+
+
+def _has(space: Space, rate: str) -> bool:
+    """Whether a search has a rate of its own, of all layers or of one."""
+    return any(rate_of(name) == rate for name in space.parameters)
+
+
 def _values(space: Space, name: str, fixed: object) -> list[object]:
     """What a structural hyperparameter can be in a search."""
     parameter = space.parameters.get(name)
+    if isinstance(parameter, Int):
+        return [parameter.low, parameter.high]
     return list(parameter.options) if isinstance(parameter, Choice) else [fixed]
 
 
@@ -132,18 +157,28 @@ def memory_faults(spec: Mapping[str, Any], task: Task, network: Network, space: 
         "batch": batch,
         "adaptive": any(kind != "sgd" for kind in _values(space, "optimizer", training.optimizer)),
     }
-    needed = window_bytes(method, **sizes)
-    if needed <= total:
+    resources, replicates = spec.get("resources"), spec.get("replicates")
+    lanes = getattr(resources, "lanes", 1)
+    trainings = (
+        getattr(replicates, "seeds", 1) * (lanes if isinstance(lanes, int) else 1) * getattr(resources, "workers", 1)
+    )
+    sizes["coordinates"] = len(space.moved())
+
+    def held(other: Method) -> float:
+        return trainings * window_bytes(other, **sizes)
+
+    if held(method) <= total:
         return []
     key = "horizon" if method.kind == "truncated" else "every"
     ways = [
-        f"{'checkpoints: true' if other.checkpoints else f'kind: {other.kind}'} (about {_gigabytes(held)})"
+        f"{'checkpoints: true' if other.checkpoints else f'kind: {other.kind}'} (about {_gigabytes(held(other))})"
         for other in lighter(method)
-        if (held := window_bytes(other, **sizes)) <= total
+        if held(other) <= total
     ]
+    at_once = "one training" if trainings == 1 else f"{trainings} trainings at a time (workers, lanes, replicates)"
     return [
-        f"search.hypergradient.{key}: going through {getattr(method, key)} steps of one trial holds about "
-        f"{_gigabytes(needed)} in memory, and this machine has {_gigabytes(total)}; "
+        f"search.hypergradient.{key}: going through {getattr(method, key)} steps of {at_once} holds about "
+        f"{_gigabytes(held(method))} in memory, and this machine has {_gigabytes(total)}; "
         + (f"take {' or '.join(ways)}, or " if ways else "")
         + f"lower {key}."
     ]

@@ -12,7 +12,7 @@ import math
 import secrets
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from service.summary import best_trial
 from trials.plan import Plan
 from trials.records import Trial
 from trials.reproduce import reproduce
-from trials.retrain import retrain
+from trials.retrain import retrain, schedules_of
 from trials.store import SearchStore, Store
 from trials.tasks import Task
 from trials.train import threads
@@ -143,7 +143,8 @@ def retrain_best(store: Store, search: SearchStore, seeds: int) -> str:
     document = {"name": f"{best.spec.name} retrained", "labels": labels, "spec": best.spec.to_dict()}
     made = store.create(name, json.loads(json.dumps({**document, "directory": str(best.directory)})))
     with threads(threads_of(best.spec)):
-        retrain(made, best.plan, [best.found["point"]], seeds, device_of(best.spec))
+        plan = replace(best.plan, schedules=schedules_of(search, best.plan, best.trial.number))
+        retrain(made, plan, [best.found["point"]], seeds, device_of(best.spec))
     return name
 
 

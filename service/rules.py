@@ -15,7 +15,7 @@ from search_spaces.faults import unknown
 from search_spaces.networks import Network, Own
 from search_spaces.parameters import Width
 from service.graph_rules import network_faults, pressure_faults
-from service.method_rules import memory_faults, moved_faults, rate_faults, training_faults
+from service.method_rules import memory_faults, moved_faults, rate_faults, training_faults, varied_faults
 from service.show import counted
 from trials.hypergradients.memory import physical_memory
 from trials.training import LANE, STRUCTURAL, Training, rate_of, space_faults
@@ -101,8 +101,8 @@ def between_faults(values: Mapping[str, Any], *, whole: bool, faulty: Collection
     faults += training_faults(method, values.get("training"), space, network)
     faults += pressure_faults(method, space) if whole else []
     if method.kind != "none" and whole and not any(name in gates or rate_of(name) for name in moved):
-        rates = () if network is None else space.parameters
-        able = [*gates, *(rate for rate in rates if rate_of(rate) and method.blind(rate) is None)]
+        rates = {} if network is None else space.parameters
+        able = [*gates, *(r for r, p in rates.items() if rate_of(r) and p.movable and method.blind(r) is None)]
         way = f"give one of {', '.join(able)} `moved_by: gradient`" if able else "set it to none"
         faults.append(f"search.hypergradient: {method.kind!r} needs a parameter that it moves, but got none; {way}.")
     kind = "none" if moved and all(rate_of(name) for name in moved) else method.kind
@@ -129,6 +129,7 @@ def data_faults(values: Mapping[str, Any], task: Task) -> list[str]:
         from search_spaces.realise import map_faults  # torch, which declarations do without
 
         faults += map_faults(network, task.shape, task.outputs, space)
+    faults += varied_faults(values, task, network, space)
     goes = "search" in values and values["search"].hypergradient.kind != "none"
     if not faults and goes and not getattr(values.get("resources"), "gpus_per_worker", 0):
         faults += memory_faults(values, task, network, space, physical_memory())
@@ -192,8 +193,11 @@ def spec_notes(spec: Any, task: Any) -> list[str]:
     rows = len(task.train) + (0 if method.split == "outer" else len(task.outer))
     structural = {"batch_size", "epochs"} & set(spec.space.parameters)
     steps = spec.training.steps(rows)
-    if method.kind != "none" and not structural and method.warmup >= steps:
-        notes.append(f"search.hypergradient: a training has {steps} steps and warmup={method.warmup}, so nothing moves")
+    if method.kind != "none" and not structural and not method.moves(steps):
+        window = f", every={method.every}" if method.window else ""
+        notes.append(
+            f"search.hypergradient: a training has {steps} steps and warmup={method.warmup}{window}, so nothing moves"
+        )
     soft = network.membership in ("band", "concrete") or network.membership == "auto"  # of a width that moves: a band
     grows = any(isinstance(p, Width) and p.moved_by == "gradient" for p in spec.space.parameters.values())
     if method.kind != "none" and network.growth != "fresh" and soft and grows:

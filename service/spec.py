@@ -31,7 +31,7 @@ from service.graph_rules import foreign_faults
 from service.rules import METRICS, between_faults, data_faults, is_python, task_kind_faults
 from service.sections import Section, declared, declared_schema, part, rule, tame
 from service.usercode import function
-from trials.hypergradients import METHODS, Method
+from trials.hypergradients import KINDS, Method
 from trials.hypergradients.method import NAMES
 from trials.training import OPTIMIZERS, WAYS, Training
 
@@ -54,8 +54,8 @@ MOST_LAYERS, MOST_NUMBERS = 1_000, 10_000  # more is a slip, and slow or fatal t
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Section):
-    """Which points are asked. `startup` is how many random ones TPE begins with. `capacity` perturbs its mean by `sigma`
-    and steps by `lr`, both in log size, on `pairs` of trials."""
+    """Which points are asked. `startup` is how many random ones TPE begins with. `capacity` perturbs its mean by
+    `sigma` and steps by `lr`, both in log size, on `pairs` of trials."""
 
     WHERE = "search.sampler"
 
@@ -86,7 +86,7 @@ def _read_method(data: object) -> Method:
 
 
 _METHOD_SCHEMA = {
-    "anyOf": [{"enum": list(METHODS)}, declared_schema(Method, kind=tuple(METHODS), **NAMES)]
+    "anyOf": [{"enum": list(KINDS)}, declared_schema(Method, kind=tuple(KINDS), **NAMES)]
 }
 
 

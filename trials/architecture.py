@@ -50,7 +50,8 @@ class Architecture:
         self.plan, self.lanes, self.widths, self.identities = plan, lanes, widths, identities
         self.rule, self.batch = rule, batch
         self.hyper = {name: hyper[name].double() for name in sorted(hyper)}
-        self.rates = plan.moved_rates if plan.gradient else ()
+        moved = plan.moved_rates if plan.gradient else ()
+        self.rates = tuple(name for name in moved if name in self.hyper)  # others do not exist at these points
         self.moves = self._moves() if plan.gradient else None  # None: no gradient moves anything
         scales = self.moves.scales if self.moves is not None else []
         self.moving_M = torch.tensor([m for m, (low, high, _) in enumerate(scales) if low < high], dtype=torch.int64)
@@ -109,12 +110,15 @@ class Architecture:
         def losses(weights_T: Tensor, h_KP: Tensor, batch: Batch) -> Tensor:
             return functions.losses(weights_T, grades(h_KP, batch), batch)
 
+        def rerun(weights_T: Tensor, h_KP: Tensor, batch: Batch) -> Tensor:
+            return losses(weights_T, h_KP, batch._replace(remembers=False))
+
         def feedback(weights_T: Tensor, h_KP: Tensor, batch: Batch) -> Tensor:
             assert functions.feedback is not None
             return functions.feedback(weights_T, grades(h_KP, batch), batch)
 
         learns = None if functions.feedback is None else feedback
-        return Inner(rule=self.rule, lane_T=functions.lane_T, losses=losses, hyper=hyper, feedback=learns)
+        return Inner(rule=self.rule, lane_T=functions.lane_T, losses=losses, hyper=hyper, feedback=learns, rerun=rerun)
 
     def state(self) -> State:
         """Where the training stands, copied."""
@@ -138,7 +142,12 @@ class Architecture:
         assert self.moves is not None
         moves, moving_M = self.moves, self.moving_M
         draw = drawn(self.identities, len(moving_M))
-        return method_of(self.plan.method, units=lambda _: moves.units()[:, moving_M], draw=draw)
+        return method_of(
+            self.plan.method,
+            units=lambda _: moves.units()[:, moving_M],
+            room=lambda _: moves.room()[:, moving_M],
+            draw=draw,
+        )
 
     # -- its steps ---------------------------------------------------------------------------------------------------
 
@@ -183,14 +192,16 @@ class Architecture:
         by_gates = self.widths.pull(self.lanes.grade_gradients(x, y_BO), noise)
         return torch.cat([by_gates, torch.zeros_like(self.rates_KR)], 1)[:, self.moving_M]
 
-    def move(self, gradient_KP: Tensor, share: float, batch: tuple[Tensor, Tensor]) -> None:
-        """One step of what moves by a derivative; `share` of the training is done, `batch` is what new units' gradients
-        are taken on."""
+    def move(
+        self, gradient_KP: Tensor, share: float, batch: tuple[Tensor, Tensor], progress: float | None = None
+    ) -> None:
+        """One step of what moves by a derivative; `share` of the training is done, and `progress` of all moves; `batch`
+        is what new units' gradients are taken on."""
         assert self.moves is not None
         gates = self.widths.coordinates_KP.shape[1]
         with torch.enable_grad():
             gradient_KM = torch.zeros_like(self.moves.n_KG).index_copy(1, self.moving_M, gradient_KP.double().cpu())
-            h_KM = self.moves.step(gradient_KM, share).clone()
+            h_KM = self.moves.step(gradient_KM, share if progress is None else progress).clone()
             self.widths.share = share  # sizes depend on the temperature
             h_KM[:, :gates] = self.widths.within(h_KM[:, :gates])
             h_KM = self.moves.place(h_KM).detach()

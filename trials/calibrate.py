@@ -19,6 +19,7 @@ import torch
 
 from search_spaces import Point
 from trials.hypergradients.memory import window_bytes
+from trials.hypergradients.method import Method
 from trials.lanes.making import is_dense
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Trial
@@ -110,8 +111,14 @@ def _shortened(plan: Plan, steps: int) -> Plan:
     task = _fewer(plan.task, max(steps * batch, 64))
     rows = len(task.rows(*plan.train_splits).y)
     epochs = max(1, round(steps * batch / rows))
-    training, method = replace(plan.training, epochs=epochs), replace(plan.method, warmup=0)
+    training, method = replace(plan.training, epochs=epochs), _within(plan.method, steps)
     return replace(plan, task=task, training=training, method=method, evaluations=1)
+
+
+def _within(method: Method, steps: int) -> Method:
+    """The method, whose window fits into so few steps."""
+    every = min(method.every, max(steps // 2, 1))
+    return replace(method, warmup=0, every=every, horizon=min(method.horizon, every))
 
 
 def _fewer(task: Task, rows: int) -> Task:

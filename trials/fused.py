@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -43,13 +43,39 @@ def lane_rule(plan: Plan, training: Training, trials: Sequence[Trial]) -> tuple[
     uses = {n for n in names | {"weight_decay"} if n not in ("momentum", "weight_decay") or plan.uses(n)}
     told = uses | ({"dropout"} if plan.uses("dropout") else set())
     hyper = {
-        name: torch.tensor([float(trial.point.get(name, getattr(training, name))) for trial in trials]) for name in told
+        name: torch.tensor(
+            [float(trial.point.get(name, getattr(training, name))) for trial in trials], dtype=torch.float64
+        )
+        for name in told
     }
-    for name in plan.space.coordinates:
-        if name not in told and (base := rate_of(name)) in told:  # a layer's own; where it has none, its lane's
-            lanes = [trial.point.get(name, hyper[base][k]) for k, trial in enumerate(trials)]
-            hyper[name] = torch.tensor([float(value) for value in lanes])  # type: ignore[arg-type]
+    for name, value in trials[0].point.items():  # which of them exist is equal for all
+        if name not in told and isinstance(value, float | int) and rate_of(name) in told:
+            hyper[name] = torch.tensor([float(trial.point[name]) for trial in trials], dtype=torch.float64)  # type: ignore[arg-type]
     return Rule(kind=training.optimizer, nesterov=training.nesterov and "momentum" in uses, uses=frozenset(uses)), hyper
+
+
+class OutOfTime(Exception):
+    """The bundle's seconds are up."""
+
+
+class Window(Sequence[Batch]):
+    """The batches of some steps, each made when it is read: a long window holds none of them."""
+
+    def __init__(self, batch: Callable[[int], Batch], steps: range) -> None:
+        self._batch, self._steps = batch, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Window: ...
+
+    def __getitem__(self, place: int | slice) -> Batch | Window:
+        steps = self._steps[place]
+        return Window(self._batch, steps) if isinstance(steps, range) else self._batch(steps)
 
 
 class FusedRun:
@@ -74,12 +100,22 @@ class FusedRun:
         self._told: dict[str, Tensor] = {}  # of the last derivative
         self._moves = frozenset(plan.method.moves(self.steps) if plan.gradient else ())
         self._window = plan.method.window if plan.gradient else 0
-        self._last_move = max(self._moves, default=0) or 1
+        self._last_move, self._made = max(self._moves, default=0) or 1, 0
         self._begin()
 
     def _begin(self) -> None:
         plan, trials = self.plan, [trial for trial, _ in self.lanes]
         rule, hyper = lane_rule(plan, self.training, trials)
+        self._hyper = hyper
+        self._changes = {  # step -> the rates that change there
+            step: {
+                name: value
+                for name, path in plan.schedules.items()
+                for share, value in path
+                if self._at_share(share) == step
+            }
+            for step in {self._at_share(share) for path in plan.schedules.values() for share, _ in path}
+        }
         self.identities = [(plan.seed, trial.number, replicate) for trial, replicate in self.lanes]
         points = [trial.point if plan.fractional else plan.rounded(trial.point) for trial in trials]
         self._points = points
@@ -114,13 +150,17 @@ class FusedRun:
         looked_at = self._evenly(TRAJECTORY) if self.plan.gradient else set()
         done = 0
         metrics: dict[str, np.ndarray] = {}
-        for stop in sorted(measured_at | looked_at):
-            while done < stop:
-                if self._out_of_time():
+        stops = sorted(measured_at | looked_at)
+        while stops:
+            while done < stops[0]:
+                try:
+                    done += self._advance(done, order, outer_order)
+                except OutOfTime:
                     yield from (self._outcome(i, done) for i in range(len(self.bundle.trials)))
                     return
-                done += self._advance(done, order, outer_order)
-            metrics = self._measured(order if done == self.steps else None) if stop in measured_at else {}
+            passed = {stop for stop in stops if stop <= done}  # a window may lead beyond several
+            stops = [stop for stop in stops if stop > done]
+            metrics = self._measured(order if done == self.steps else None) if passed & measured_at else {}
             for i in range(len(self.bundle.trials)):
                 yield self._report(i, done, metrics)
         whole = self._measured_whole(metrics, order)
@@ -128,7 +168,12 @@ class FusedRun:
             yield self._outcome(i, done, metrics, whole)
 
     def _advance(self, step: int, order: Tensor, outer_order: Tensor) -> int:
-        """Train on: one step, or the steps that a method takes itself before its next move. Returns how many."""
+        """Train on: one step, or the steps that a method takes itself before its next move. Returns how many; raises
+        `OutOfTime`."""
+        if self._out_of_time():
+            raise OutOfTime
+        if step in self._changes:
+            self._reschedule(step)
         if self._window and step >= self.plan.method.warmup and step + self._window in self._moves:
             self._move(step, order, outer_order)
             return self._window
@@ -150,7 +195,7 @@ class FusedRun:
             gradient_KP = self.architecture.direct(step, *outer)
             self.executed_K += self._grade_rate_K
         else:
-            batches = [self._batch(s, order) for s in range(step, step + max(self._window, 1))]
+            batches = Window(lambda s: self._batch(s, order), range(step, step + max(self._window, 1)))
             h_KP = self.architecture.h_KP
             found = self.method.derivative(
                 self.architecture.inner(),
@@ -165,13 +210,27 @@ class FusedRun:
                 self._charge_steps(self._window)
             self.executed_K += extra_passes(method, h_KP.shape[1], self.training.optimizer) * self._executed_rate_K
         laid = self.program.sizes
-        self.architecture.move(gradient_KP, done / self._last_move, outer)
+        self.architecture.move(gradient_KP, done / self._last_move, outer, self._made / len(self._moves))
+        self._made += 1
         if self.program.sizes != laid and isinstance(self.method, Hypernet):
             self.method.reset()  # what it remembers is of numbers that lie elsewhere now
         self._set_rates()
         self.executed_K += self._grade_rate_K if self.plan.grows_by_gradient else 0.0
 
+    def _at_share(self, share: float) -> int:
+        return round(share * self.steps)
+
+    def _reschedule(self, step: int) -> None:
+        """The rates that a schedule changes at a step."""
+        for name, value in self._changes[step].items():
+            self._hyper[name] = torch.full_like(self._hyper[name], value)
+        self.program.retune(self._hyper)
+        if self.architecture is not None:
+            self.architecture.hyper |= self._hyper
+
     def _batch(self, step: int, order: Tensor) -> Batch:
+        if self._out_of_time():
+            raise OutOfTime
         x, y_BO = self.data.batch(order[step])
         return Batch(self._varied(x, step), y_BO, step, remembers=self._window > 0, trains=True)
 

@@ -16,6 +16,9 @@ from trials.tasks import Augment, Task
 from trials.training import Training, rate_of
 
 
+Schedule = tuple[tuple[float, float], ...]  # (share of the training, value from there on)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A fused search has a `task` and a `network`; a search over plain Python has an `objective` instead.
@@ -23,7 +26,8 @@ class Plan:
     `metric` and `mode` say what a trial's value is; `bounds` maps a cost to its greatest value, `penalty` to
     what each unit of it adds to the value; `evaluations` is how
     often a training is measured on the split `scored`, the end included; `way` is how lanes of networks other than
-    multi-layer perceptrons run (`trials.training.WAYS`).
+    multi-layer perceptrons run (`trials.training.WAYS`). `schedules` maps rates to the values that they have from some
+    share of the training on, whatever a point says.
     """
 
     space: Space
@@ -42,6 +46,7 @@ class Plan:
     evaluations: int = 4
     scored: str = "selection"
     seed: int = 0
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.network is not None:

@@ -1,6 +1,7 @@
 """Retraining from scratch: what a found network is worth, apart from the luck of the training that found it.
 
-The same parametrisation, optimiser and hyperparameters at the rounded sizes, with fresh initialisations and fresh data
+The same parametrisation, optimiser and hyperparameters at the rounded sizes (rates that a gradient moved go the way that
+they went), with fresh initialisations and fresh data
 orders (a search can fit those it shares), scored on the test split, which nothing else reads. Both train and outer
 rows are trained on, whatever the arm.
 
@@ -15,8 +16,8 @@ from dataclasses import replace
 from search_spaces import Point
 from trials.hypergradients.method import Method
 from trials.noise import fold
-from trials.plan import Plan
-from trials.records import Bundle, Outcome, Trial
+from trials.plan import Plan, Schedule
+from trials.records import Bundle, Ending, Outcome, Trial
 from trials.store import SearchStore
 from trials.train import Trainer
 
@@ -63,6 +64,29 @@ def retrain(search: SearchStore, plan: Plan, points: Sequence[Point], seeds: int
             log.append("told", {"bundle": bundle.id, "attempt": 0, "numbers": [number]})
         log.append("state", {"state": "complete"})
     return outcomes
+
+
+def schedules_of(search: SearchStore, plan: Plan, number: int) -> dict[str, Schedule]:
+    """How the rates that a gradient moved went in a complete trial, from its reports: what its network was trained
+    with."""
+    if not plan.gradient or not plan.moved_rates:
+        return {}
+    outcome = next(o for o in search.outcomes() if o.number == number and o.ending is Ending.COMPLETE)
+    (asked,) = (
+        trial["point"]
+        for event in search.log()
+        if event.kind == "asked"
+        for trial in event.body["trials"]
+        if trial["number"] == number
+    )
+    whose = {"trial_id": outcome.trial_id, "bundle_id": outcome.bundle_id, "attempt": outcome.attempt}
+    reports = [r for r in search.reports_table().to_pylist() if all(r[key] == value for key, value in whose.items())]
+    reports.sort(key=lambda report: int(report["step"]))
+    return {
+        name: ((0.0, float(asked[name])), *((r["step"] / outcome.step, float(r[f"arch.{name}"])) for r in reports))
+        for name in plan.moved_rates
+        if name in asked
+    }
 
 
 def _stored(search: SearchStore, trainer: Trainer, bundle: Bundle) -> Iterator[Outcome]:

@@ -19,14 +19,16 @@ from search_spaces.parameters import Choice, Int, Real, is_real
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
+NEAREST = 0.999999  # to 1: beyond, single precision takes it for 1
+
 #: name -> (lowest, highest, whether the ends are allowed)
 LANE: dict[str, tuple[float, float, bool]] = {
     "lr": (0.0, float("inf"), True),
-    "momentum": (0.0, 1.0, False),
+    "momentum": (0.0, NEAREST, True),
     "weight_decay": (0.0, float("inf"), True),
-    "beta1": (0.0, 1.0, False),
-    "beta2": (0.0, 0.999999, True),  # beyond, single precision takes it for 1
-    "dropout": (0.0, 1.0, False),
+    "beta1": (0.0, NEAREST, True),
+    "beta2": (0.0, NEAREST, True),
+    "dropout": (0.0, NEAREST, True),
 }
 LEARNERS = ("backprop", "feedback")
 WAYS = ("per_lane", "grouped", "unfolded")  # of running lanes with convolutions (`trials.lanes.program`)
@@ -104,7 +106,8 @@ def lane_value_faults(where: str, name: str, value: object) -> list[str]:
         return [f"{where}: must be a finite number, but got {value!r}."]
     assert isinstance(value, int | float)
     inside = low <= value and (value <= high if closed else value < high)
-    rule = f"`{name} >= {low:g}`" if high == float("inf") else f"`{low:g} <= {name} < {high:g}`"
+    sign = "<=" if closed else "<"
+    rule = f"`{name} >= {low:g}`" if high == float("inf") else f"`{low:g} <= {name} {sign} {high:g}`"
     return [] if inside else [f"{where}: {rule} must hold, but got {value!r}."]
 
 

@@ -54,7 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"space": {"beta1": SHARE}},
         "space.beta1.moved_by: sgd reads lr, momentum, weight_decay, dropout, and",
     ),
-    ({"training": {"dropout": 1.0}}, "training.dropout: `0 <= dropout < 1` must hold, but got 1.0."),
+    ({"training": {"dropout": 1.0}}, "training.dropout: `0 <= dropout <= 0.999999` must hold, but got 1.0."),
     ({"training": {"learner": "hebb"}}, "training.learner: unknown learner 'hebb'"),
     (
         {"training": {"momentum": 0.0}, **kind("reversible")},

@@ -85,7 +85,7 @@ REFUSED = [
     ({"space": {"t": {"type": "topology"}}}, "space.t: an mlp has no topology"),
     (
         {"space": {"momentum": {"type": "float", "low": 0, "high": 2}}},
-        "space.momentum.high: `0 <= momentum < 1` must hold, but got 2.",
+        "space.momentum.high: `0 <= momentum <= 0.999999` must hold, but got 2.",
     ),
     ({"training": {"optimizer": "sdg"}}, "training.optimizer: unknown optimizer 'sdg'. Did you mean 'sgd'?"),
     ({"training": {"epoch": 3}}, "training: unknown key 'epoch'. Did you mean 'epochs'?"),

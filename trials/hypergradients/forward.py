@@ -39,7 +39,7 @@ class Forward:
         for batch in batches:
             after = state
             for p in range(coordinates):
-                after, tangents[p] = self._step(inner, state, h_KP, batch, p, tangents[p])
+                after, tangents[p] = self._step(inner.again() if p else inner, state, h_KP, batch, p, tangents[p])
             state = after
         direct_KP, by_weights_T = outer_pull(inner, state, h_KP, outer)
         lanes = len(h_KP)

@@ -17,7 +17,7 @@ blows up from rate times curvature of 2/(P + 2) on (least mean squares), while t
 momentum would carry one direction's step into the next direction, and Adam's scale cancels the length of what is
 measured. After the window the derivative is dL/dh + J' dL/dW.
 
-It sees whatever the training loss and weight decay depend on, and what only leads to the minimum it does not: `faults`.
+It sees whatever the training loss and weight decay depend on, and what only leads to the minimum it does not.
 
 Legend of shape suffixes: K lanes, P coordinates that move, T the flat buffer.
 """
@@ -31,11 +31,10 @@ import torch
 from torch import Tensor
 
 from search_spaces.faults import Invalid
-from trials.hypergradients.implicit import rates, unseen
+from trials.hypergradients.implicit import rates
 from trials.hypergradients.inner import Batch, Derivative, Inner, State
 from trials.hypergradients.unrolled import outer_pull
 from trials.noise import fold, normal
-from trials.optimisers import Rule
 
 _BLOCK = 64  # steps that are drawn at once: a draw costs about the same for one number as for a hundred
 _LEAST = 1e-4  # of |z|^2: both ends of a shorter perturbation differ by little more than rounding
@@ -49,6 +48,8 @@ class Hypernet:
             losses must be defined at h + e.
         units: h [K, P] -> the unit of each coordinate there, [K, P] or broadcastable to it; where it is 0 nothing is
             tried.
+        room: h [K, P] -> how far each coordinate may go either way, [K, P]: a perturbation is cut off there (default:
+            as far as it is drawn).
         draw: step -> standard normal numbers [K, P]: a function of whose they are and of the step (`drawn`).
         step: how many steps the lanes have taken: where `draw` begins.
     """
@@ -59,16 +60,18 @@ class Hypernet:
         scale: float,
         units: Callable[[Tensor], Tensor],
         draw: Callable[[int], Tensor],
+        room: Callable[[Tensor], Tensor] | None = None,
         step: int = 0,
     ) -> None:
         if not scale > 0:
             raise Invalid([f"hypernet.scale: must be a number above 0, but got {scale!r}."])
-        self.scale, self.units, self.draw, self.step = scale, units, draw, step
+        self.scale, self.units, self.draw, self.room, self.step = scale, units, draw, room, step
         self.response_PT: Tensor | None = None
+        self._rested_T: Tensor | None = None  # the weights that were resting when it was last asked
 
     def reset(self) -> None:
         """Weights follow nothing yet: for lanes laid out anew, whose numbers lie elsewhere in the buffer."""
-        self.response_PT = None
+        self.response_PT = self._rested_T = None
 
     def derivative(
         self, inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch], outer: Batch
@@ -79,7 +82,10 @@ class Hypernet:
         shape = (coordinates, len(state.weights_T))
         response_PT = self.response_PT
         if response_PT is None or response_PT.shape != shape:
-            response_PT = state.weights_T.new_zeros(shape)
+            response_PT, self._rested_T = state.weights_T.new_zeros(shape), None
+        if self._rested_T is not None:  # a unit that has just begun to speak begins anew
+            response_PT = torch.where(self._rested_T, 0.0, response_PT)
+        self._rested_T = inner.hyper(h_KP)["lr"].detach() == 0
         reach_KP = (self.scale * self.units(h_KP).to(h_KP)).expand_as(h_KP)
         for batch in batches:
             state, response_PT = self._step(inner, state, h_KP, reach_KP, response_PT, batch)
@@ -95,10 +101,14 @@ class Hypernet:
         """One training step of the weights, and one of their response to the direction that is drawn for it."""
         z_KP = torch.where(reach_KP != 0, self.draw(self.step).to(h_KP), 0.0)
         e_KP = reach_KP * z_KP
+        if self.room is not None:
+            room_KP = self.room(h_KP).to(h_KP)
+            e_KP = torch.minimum(torch.maximum(e_KP, -room_KP), room_KP)
+            z_KP = torch.where(reach_KP != 0, e_KP / torch.where(reach_KP != 0, reach_KP, 1.0), 0.0)
         weights_T = state.weights_T
         follow_T = (inner.spread(e_KP.to(weights_T)).T * response_PT).sum(0)
         ahead_T, force_ahead_T = _pulls(inner, weights_T + follow_T, h_KP + e_KP, batch)
-        back_T, force_back_T = _pulls(inner, weights_T - follow_T, h_KP - e_KP, batch)
+        back_T, force_back_T = _pulls(inner.again(), weights_T - follow_T, h_KP - e_KP, batch)
         with torch.no_grad():
             after = inner.stepped(state, h_KP, (ahead_T + back_T) / 2).detached()
             rate_T = rates(inner.rule, inner.hyper(h_KP))
@@ -118,11 +128,6 @@ def drawn(identities: Sequence[tuple[int, int, int]], coordinates: int) -> Calla
         return torch.stack([normal(key, _BLOCK, coordinates) for key in keys], 1)
 
     return lambda step: block(step // _BLOCK)[step % _BLOCK]
-
-
-def faults(rule: Rule, moved: Sequence[str]) -> list[str]:
-    """What of a search this derivative cannot see; `moved` names what a gradient is asked to move."""
-    return unseen("hypernet", rule, moved)
 
 
 def _pulls(inner: Inner, weights_T: Tensor, h_KP: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

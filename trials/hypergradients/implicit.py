@@ -12,7 +12,7 @@ dL/dh - u dF/dh, where (J' + damping) u = v, lane by lane:
     cg        conjugate gradients (Nocedal and Wright 2006, algorithms 5.2 and 7.2). A lane that is done freezes; one
               that meets a direction without curvature keeps what it had before and says so. J must be symmetric.
 
-A weight that rests has no part in the equation. How a minimum was reached leaves no trace in it: `faults` says so.
+A weight that rests has no part in the equation. How a minimum was reached leaves no trace in it.
 
 Legend of shape suffixes: K lanes, P coordinates that move, T the flat buffer.
 """
@@ -32,7 +32,6 @@ from trials.hypergradients.unrolled import outer_pull
 from trials.optimisers import Rule
 
 SOLVERS = ("neumann", "cg")
-UNSEEN = ("lr", "momentum", "beta1", "beta2")  # they lead to a minimum; where it lies they have no say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class Implicit:
         size_K, left_K = system.norm(v_T), system.norm(left_T)
         # of a lane that is broken some numbers may still look sound: none of them is a derivative
         sound_K = (system.norm(force_T.detach()) + system.norm(u_T) + left_K).isfinite()
-        gradient_KP = torch.where(sound_K[:, None], direct_KP - through_KP, torch.nan)
+        gradient_KP = torch.where(sound_K.to(direct_KP.device)[:, None], direct_KP - through_KP, torch.nan)
         residual_K = torch.where(size_K == 0, 0.0, left_K / size_K)
         return Solved(gradient_KP=gradient_KP, residual_K=residual_K, flat_K=flat_K)
 
@@ -113,27 +112,6 @@ _CG = (
     "search.hypergradient.solver: 'cg' needs a symmetric Jacobian, which only back-propagation has, but got learner "
     "'feedback'; take 'neumann'."
 )
-
-
-def faults(rule: Rule, learner: str, moved: Sequence[str], *, solver: str = "neumann") -> list[str]:
-    """What of a search this derivative cannot see; `moved` names what a gradient is asked to move."""
-    return unseen("implicit", rule, moved) + ([_CG] if solver == "cg" and learner == "feedback" else [])
-
-
-def unseen(kind: str, rule: Rule, moved: Sequence[str]) -> list[str]:
-    """What no derivative at rest can see."""
-    found = [
-        f"search.hypergradient.kind: {kind!r} knows where training comes to rest, and {name} is how it gets there, but "
-        f"got space.{name} with `moved_by: gradient`; take 'unrolled' or 'forward', or leave {name} to the sampler."
-        for name in moved
-        if name in UNSEEN
-    ]
-    if rule.kind == "adamw" and "weight_decay" in rule.uses:
-        found.append(
-            f"search.hypergradient.kind: {kind!r} knows trainings at rest where gradient and weight decay cancel, but "
-            "got adamw with weight decay, which rests where its moments say; take 'adam' or 'sgd', or 'unrolled'."
-        )
-    return found
 
 
 class _System:

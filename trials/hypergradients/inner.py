@@ -14,7 +14,7 @@ Legend of shape suffixes: K lanes, P coordinates that move (sizes, strides, edge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,7 +59,8 @@ class Inner:
 
     `losses(weights_T, h_KP, batch)` are the lanes' losses, [K]; `hyper(h_KP)` the optimiser's hyperparameters, [T] each
     (a rate is 0 where a weight rests); `feedback(weights_T, h_KP, batch)` the direction [T] of a learner other than
-    back-propagation. All are differentiable in weights and h.
+    back-propagation; `rerun` the losses where they leave no trace outside (batch norms remember each batch once). All
+    are differentiable in weights and h.
     """
 
     rule: Rule
@@ -67,6 +68,11 @@ class Inner:
     losses: Callable[[Tensor, Tensor, Batch], Tensor]
     hyper: Callable[[Tensor], Mapping[str, Tensor]]
     feedback: Callable[[Tensor, Tensor, Batch], Tensor] | None = None
+    rerun: Callable[[Tensor, Tensor, Batch], Tensor] | None = None
+
+    def again(self) -> Inner:
+        """The same for steps that are taken a second time."""
+        return self if self.rerun is None else replace(self, losses=self.rerun, rerun=None)
 
     def direction(self, weights_T: Tensor, h_KP: Tensor, batch: Batch, *, graph: bool = True) -> Tensor:
         """What the learner takes for the gradient of each lane's loss in its weights, [T]."""

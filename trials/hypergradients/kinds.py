@@ -32,11 +32,18 @@ class Hypergradient(Protocol):
         the derivative is asked for and the training goes on from `state`."""
 
 
-def method_of(method: Method, *, units: Callable[[Tensor], Tensor], draw: Callable[[int], Tensor]) -> Hypergradient:
+def method_of(
+    method: Method,
+    *,
+    units: Callable[[Tensor], Tensor],
+    room: Callable[[Tensor], Tensor],
+    draw: Callable[[int], Tensor],
+) -> Hypergradient:
     """What takes the derivative of a kind that is not direct; made for one bundle, for it may remember.
 
     Args:
         units: what moves [K, P] -> what a unit of the unit cube is of each number there, [K, P].
+        room: what moves -> how far each number may go either way within its range, [K, P].
         draw: step -> standard normal numbers [K, P], a function of whose they are.
     """
     match method.kind:
@@ -53,5 +60,5 @@ def method_of(method: Method, *, units: Callable[[Tensor], Tensor], draw: Callab
         case "implicit":
             return Implicit(solver=method.solver, terms=method.terms, damping=method.ridge)
         case "hypernet":
-            return Hypernet(scale=method.scale, units=units, draw=draw, step=method.warmup)
+            return Hypernet(scale=method.scale, units=units, room=room, draw=draw, step=method.warmup)
     raise AssertionError(f"{method.kind} has no derivative of its own")

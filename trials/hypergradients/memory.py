@@ -23,12 +23,21 @@ PER_ACTIVATION = 2.0
 TAPE_BITS = 1.0  # a weight and step of reversed SGD, roughly from above
 
 
-def window_bytes(method: Method, *, parameters: float, activations: float, batch: int, adaptive: bool = False) -> float:
+def window_bytes(
+    method: Method,
+    *,
+    parameters: float,
+    activations: float,
+    batch: int,
+    adaptive: bool = False,
+    coordinates: int = 1,
+) -> float:
     """Bytes that one lane holds at most during a move.
 
     Args:
         parameters: numbers of the network as it is laid out.
         activations: numbers of one example's forward pass.
+        coordinates: how many numbers move.
     """
     step = PER_PARAMETER[adaptive] * parameters + PER_ACTIVATION * batch * activations
     traced, kept = 1.0, 0.0
@@ -39,6 +48,8 @@ def window_bytes(method: Method, *, parameters: float, activations: float, batch
             kept = traced * (5.0 if adaptive else 2.0) * parameters
     elif method.kind == "truncated":
         traced = float(method.horizon)
+    elif method.kind in ("forward", "hypernet"):  # tangents of weights and state, or responses
+        kept = coordinates * (5.0 if adaptive else 2.0) * parameters
     elif method.kind == "reversible":
         kept = parameters * (10.0 + TAPE_BITS * method.every / 32)
     return BYTES * (traced * step + kept)

@@ -52,7 +52,6 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "hypernet": Kind(options=("scale",), sees=("weight_decay", "dropout"), blind=_REST, trains=True),
     }
 )
-METHODS: Mapping[str, str | None] = MappingProxyType({name: kind.split for name, kind in KINDS.items()})
 _OWN = {option: name for name, kind in KINDS.items() for option in kind.options}  # option -> whose it is
 
 
@@ -149,7 +148,7 @@ class Method:
     @property
     def split(self) -> str | None:
         """The split whose loss is differentiated."""
-        return METHODS[self.kind]
+        return KINDS[self.kind].split
 
     @property
     def window(self) -> int:

@@ -24,6 +24,7 @@ from trials.hypergradients.method import Method
 
 Scale = tuple[float, float, bool]  # low, high, log
 INSIDE = 1e-3  # how far from an end of its range a parameter begins that never arrives there
+FURTHEST = math.log(1e9 - 1) / 4  # its greatest coordinate: further on, rounding would put it at the end for good
 
 
 def scheduled(schedule: str, share: float) -> float:
@@ -70,13 +71,16 @@ class Moves:
         """Move by d(objective)/d(sizes) and return the new sizes, [K, G]; `share` of the training is done. A lane whose
         gradient is not finite rests: neither its momentum nor its multipliers move it."""
         n_KG = self.n_KG.clone().requires_grad_()
-        finite_K1 = gradient_KG.isfinite().all(1, keepdim=True)
-        slope_KG = self._clipped(torch.where(finite_K1 & self._moves, gradient_KG.double() * self.units(), 0.0))
-        slope_KG = slope_KG + torch.where(finite_K1 & self._moves, self._cost_gradient(n_KG) * self.units(), 0.0)
+        slope_KG = torch.where(self._moves, gradient_KG.double() * self.units(), 0.0)
+        finite_K1 = (gradient_KG.isfinite() & slope_KG.isfinite()).all(1, keepdim=True)
+        slope_KG = self._clipped(torch.where(finite_K1, slope_KG, 0.0))
+        slope_KG = slope_KG + torch.where(
+            finite_K1 & self._moves, self._cost_gradient(n_KG, finite_K1) * self.units(), 0.0
+        )
         self._steps += 1
         direction_KG = torch.where(finite_K1, self._direction(slope_KG), 0.0)
         v_KG = self._v_KG - self.method.lr * scheduled(self.method.schedule, share) * direction_KG
-        v_KG = self._within(v_KG)
+        v_KG = torch.where(v_KG.isfinite(), self._within(v_KG), self._v_KG)  # a step may overflow
         # a size that rests keeps every bit: going through the unit cube and back would round it
         self.n_KG = torch.where(v_KG != self._v_KG, self._decode(self._place(v_KG)), self.n_KG)
         self._v_KG = v_KG
@@ -97,6 +101,10 @@ class Moves:
             per_KG = per_KG * 4.0 * u_KG * (1.0 - u_KG)
         return per_KG
 
+    def room(self) -> Tensor:
+        """How far each size is from the nearer end of its range, [K, G]."""
+        return torch.minimum(self.n_KG - self._low, self._high - self.n_KG).clamp(min=0.0)
+
     def _clipped(self, slope_KG: Tensor) -> Tensor:
         self.moved += 1
         if not self.method.clip:
@@ -107,15 +115,16 @@ class Moves:
 
     def _within(self, v_KG: Tensor) -> Tensor:
         if self.method.ends == "reflect":
-            v_KG = 1.0 - torch.abs(1.0 - torch.remainder(v_KG, 2.0))  # turned back at 0 and at 1, as often as it takes
-        return v_KG if self.method.ends == "sigmoid" else v_KG.clamp(0.0, 1.0)
+            turned_KG = 1.0 - torch.abs(1.0 - torch.remainder(v_KG, 2.0))  # at 0 and at 1, as often as it takes
+            v_KG = torch.where((v_KG < 0.0) | (v_KG > 1.0), turned_KG, v_KG)  # what is inside keeps every bit
+        return v_KG.clamp(-FURTHEST, FURTHEST) if self.method.ends == "sigmoid" else v_KG.clamp(0.0, 1.0)
 
     def _coordinate(self, n_KG: Tensor) -> Tensor:
         u_KG = self._encode(n_KG)
-        return u_KG.clamp(INSIDE, 1.0 - INSIDE).logit() / 4.0 if self.method.ends == "sigmoid" else u_KG
+        return _logit(u_KG.clamp(INSIDE, 1.0 - INSIDE)) / 4.0 if self.method.ends == "sigmoid" else u_KG
 
     def _place(self, v_KG: Tensor) -> Tensor:
-        return torch.sigmoid(4.0 * v_KG) if self.method.ends == "sigmoid" else v_KG
+        return 0.5 + 0.5 * torch.tanh(2.0 * v_KG) if self.method.ends == "sigmoid" else v_KG
 
     def _direction(self, slope_KG: Tensor) -> Tensor:
         if self.method.optimizer == "sgd":
@@ -125,8 +134,8 @@ class Moves:
         mean_KG = self._mean_KG / (1 - 0.9**self._steps)
         return mean_KG / ((self._square_KG / (1 - 0.99**self._steps)).sqrt() + 1e-12)
 
-    def _cost_gradient(self, n_KG: Tensor) -> Tensor:
-        """d(penalty + multipliers on the bounds)/d(sizes); the multipliers climb."""
+    def _cost_gradient(self, n_KG: Tensor, finite_K1: Tensor) -> Tensor:
+        """d(penalty + multipliers on the bounds)/d(sizes); the multipliers climb, but of lanes that rest."""
         if not self.bounds and not self.penalty:
             return torch.zeros_like(n_KG)
         costs = self.cost(n_KG)
@@ -134,7 +143,8 @@ class Moves:
         if self.bounds:
             excess_KC = torch.stack([costs[name] / bound - 1.0 for name, bound in self.bounds.items()], 1)
             with torch.no_grad():
-                self.dual_KC = (self.dual_KC + self.method.dual_lr * excess_KC).clamp(min=0.0)
+                dual_KC = (self.dual_KC + self.method.dual_lr * excess_KC).clamp(min=0.0)
+                self.dual_KC = torch.where(finite_K1, dual_KC, self.dual_KC)
                 pull_KC = self.dual_KC + self.method.damping * excess_KC.clamp(min=0.0)
             total_K = total_K + (pull_KC * excess_KC).sum(1)
         if not total_K.requires_grad:
@@ -154,3 +164,8 @@ class Moves:
             self._low + u_KG * (self._high - self._low),
         )
         return torch.minimum(torch.maximum(value, self._low), self._high)
+
+
+def _logit(u_KG: Tensor) -> Tensor:
+    """Like `torch.tanh` above and unlike torch's logit and sigmoid, the same bits wherever in a tensor a lane is."""
+    return torch.log(u_KG / (1.0 - u_KG))

@@ -75,7 +75,7 @@ class Reversible:
         gradient_KP = gradient_KP + pull.by_hyper()
         weights = max(1, state.weights_T.numel())
         return Rewound(
-            gradient_KP=torch.where(lost_K[:, None], torch.nan, gradient_KP),
+            gradient_KP=torch.where(lost_K.to(gradient_KP.device)[:, None], torch.nan, gradient_KP),
             state=end,
             bits_per_weight_step=bits / (weights * max(1, len(batches))),
             information=course.tape.information / weights,
@@ -108,14 +108,14 @@ class Course:
 
     def step(self, batch: Batch) -> None:
         """One training step."""
-        push_T = self._push(self._direction(batch)[2])
+        push_T = self._push(self._direction(batch, self.inner)[2])
         self._v_T = bounded(self.tape.times(self._v_T) + push_T, self.lost_T)
         self._w_T = bounded(self._w_T - self._move(), self.lost_T)
 
     def undo(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """One step back; the direction that was taken there, as a function of the weights and of h, and those."""
         self._w_T = self._w_T + self._move()
-        weights_T, h_KP, direction_T = self._direction(batch)
+        weights_T, h_KP, direction_T = self._direction(batch, self.inner.again())
         self._v_T = self.tape.undo(self._v_T - self._push(direction_T))
         return weights_T, h_KP, direction_T
 
@@ -143,12 +143,12 @@ class Course:
         w_T, v_T = _integers(state, lost_T.clone())
         return bool((lost_T | ((self._w_T == w_T) & (self._v_T == v_T))).all())
 
-    def _direction(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _direction(self, batch: Batch, inner: Inner) -> tuple[Tensor, Tensor, Tensor]:
         # with a graph on both ways: without one, a kernel of other rounding might be chosen
         with torch.enable_grad():
             weights_T = (self._w_T.double() * UNIT).to(self.dtype).requires_grad_()
             h_KP = self.h_KP.clone().requires_grad_()
-            return weights_T, h_KP, self.inner.direction(weights_T, h_KP, batch)
+            return weights_T, h_KP, inner.direction(weights_T, h_KP, batch)
 
     def _push(self, direction_T: Tensor) -> Tensor:
         """What a step adds to the velocities."""

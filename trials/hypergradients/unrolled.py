@@ -56,7 +56,7 @@ class Unrolled:
         found, pull = through(inner, starts[-1], h_KP, pieces[-1] if pieces else [], outer)
         gradient_KP = found.gradient_KP
         for start, piece in zip(reversed(starts[:-1]), reversed(pieces[:-1]), strict=True):
-            more_KP, pull, _ = _back(inner, start, h_KP, piece, pull)
+            more_KP, pull = _back(inner.again(), start, h_KP, piece, pull)
             gradient_KP = gradient_KP + more_KP
         return Derivative(gradient_KP=gradient_KP, state=found.state)
 
@@ -93,11 +93,11 @@ def through(
 
 def _back(
     inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch], pull: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], State]:
+) -> tuple[Tensor, list[Tensor]]:
     """What some steps say of h and of the state before them, given what is said of the state after them."""
     start, leaf_KP, end = _traced(inner, state, h_KP, batches)
     by_h_KP, *by_start = pulled(end.tensors(), [leaf_KP, *start.tensors()], pull)
-    return by_h_KP, by_start, end.detached()
+    return by_h_KP, by_start
 
 
 def _traced(inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch]) -> tuple[State, Tensor, State]:

@@ -4,23 +4,27 @@
     >>> losses_K = functions.losses(weights_T, grades, x_BI, y_BO)
     >>> direction_T = functions.feedback(weights_T, grades, x_BI, y_BO)     # direct feedback alignment
 
-The same arithmetic as `DenseLanes`, out of place and in batched products over all lanes, whose matrices are padded to
-the largest where their sizes differ.
+The same arithmetic as `DenseLanes`, out of place: each lane's products run at its own sizes, everything elementwise
+once over the rows of all lanes. A lane has as many rows as fill whole vectors, so that its neighbours never decide by
+which of torch's kernels a number of its own is made: it is bitwise the same in any company here too.
 
-Legend of shape suffixes: K lanes, N units of a layer, B batch, I 1 + inputs, O outputs, T the whole flat buffer.
+Legend of shape suffixes: K lanes, N units of a layer, R rows of all lanes, B batch, I 1 + inputs, O outputs, T the
+whole flat buffer.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trials.lanes.dense import FUNCTION, DenseLanes
-from trials.lanes.layout import Layout
+from trials.lanes.layout import ALIGNMENT, Layout
 
 
 def _gelu_slope(z: Tensor) -> Tensor:
@@ -45,8 +49,6 @@ class DenseFunctions:
 
     def __init__(self, lanes: DenseLanes) -> None:
         self.lanes = lanes
-        self._parts = [Stack(lanes.layout, i) for i in range(lanes.hidden + 1)]
-        self._heard = [Stack(heard, 0) for heard in lanes.heard]
 
     def losses(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
         """Every lane's loss on a batch, [K]; `grades` [K, N] a layer, at least as many as are laid out
@@ -60,61 +62,96 @@ class DenseFunctions:
         """The direction of direct feedback alignment in every weight, [T]."""
         logits_KOB, before, after = self._forward(weights_T, grades, x_BI)
         top_KOB = torch.softmax(logits_KOB, 1) if self.lanes.shape.loss == "cross_entropy" else logits_KOB
-        top_KOB = (top_KOB - y_BO.mT) / len(y_BO)
-        slope, found_T = _SLOPE[self.lanes.shape.activation], torch.zeros_like(weights_T)
-        for i, part in enumerate(self._parts):
-            delta_KNB = top_KOB
+        top = list(((top_KOB - y_BO.mT) / len(y_BO)).unbind(0))
+        slope, found = _SLOPE[self.lanes.shape.activation], list[Tensor]()
+        for i in range(self.lanes.hidden + 1):
+            deltas = top
             if i < self.lanes.hidden:
-                heard_KNO = self._heard[i].of(self.lanes.feedback[i])
-                delta_KNB = torch.matmul(heard_KNO, top_KOB) * slope(before[i]) * self._grade(grades, i)
-            read = x_BI if i == 0 else after[i - 1].mT
-            found_T = part.scattered(found_T, torch.matmul(delta_KNB, read))
-        return found_T
+                rows = self._rows(i, len(y_BO))
+                (heard,) = _matrices(self.lanes.heard[i], self.lanes.feedback[i])
+                delta_RB = rows.joined([b_NO @ e_OB for b_NO, e_OB in zip(heard, top, strict=True)])
+                delta_RB = delta_RB * slope(before[i]) * rows.grades(grades[i])
+                deltas = [lane[1:] for lane in rows.split(delta_RB)]
+            reads = [x_BI.mT] * len(deltas) if i == 0 else after[i - 1]
+            found += [torch.mm(delta_NB, h.mT) for delta_NB, h in zip(deltas, reads, strict=True)]
+        spans = _spans(self.lanes.layout)
+        flat = [functional.pad(m.flatten(), (0, span - m.numel())) for m, span in zip(found, spans, strict=True)]
+        return torch.cat(flat)
 
     def _forward(
         self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Logits [K, O, B], and of each hidden layer what comes before its activation and what the next layer reads."""
-        act, h = FUNCTION[self.lanes.shape.activation], x_BI.mT.expand(self.lanes.lanes, -1, -1)
+    ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
+        """Logits [K, O, B]; of each hidden layer what comes before its activation, [R, B], and what the next layer of
+        each lane reads, [1 + N, B]."""
+        act, reads = FUNCTION[self.lanes.shape.activation], [x_BI.mT] * self.lanes.lanes
         before, after = [], []
-        for i, part in enumerate(self._parts):
-            z_KNB = torch.bmm(part.of(weights_T), h)
+        for i, matrices in enumerate(_matrices(self.lanes.layout, weights_T)):
+            z = [torch.mm(w, h) for w, h in zip(matrices, reads, strict=True)]
             if i < self.lanes.hidden:
-                before.append(z_KNB)
-                h = functional.pad(act(z_KNB) * self._grade(grades, i), (0, 0, 1, 0), value=1.0)
-                after.append(h)
-        return z_KNB, before, after
+                rows = self._rows(i, len(x_BI))
+                before.append(rows.joined(z))
+                reads = rows.split(torch.addcmul(rows.ones_R1.to(x_BI), act(before[i]), rows.grades(grades[i])))
+                after.append(reads)
+        return torch.stack(z), before, after
 
-    def _grade(self, grades: Sequence[Tensor], i: int) -> Tensor:
-        own = grades[i][:, : self._parts[i].rows]
-        return own if own.dim() > 2 else own.unsqueeze(2)
+    def _rows(self, i: int, batch: int) -> Rows:
+        return _laid(tuple(lane[i] for lane in self.lanes.sizes), batch)
 
 
-class Stack:
-    """One matrix of every lane as a single tensor [K, rows, columns], padded with zeros where lanes differ."""
+class Rows:
+    """The units of a layer of all lanes as rows of one tensor: a lane's are its row of ones, its units, and a rest."""
 
-    def __init__(self, layout: Layout, part: int) -> None:
+    def __init__(self, sizes: Sequence[int], batch: int) -> None:
+        unit = ALIGNMENT // math.gcd(ALIGNMENT, batch)  # so many rows are a multiple of what a kernel takes at a time
+        self.parts = [part for n in sizes for part in (1 + n, -(1 + n) % unit)]
+        self.rests = self.parts[1::2]
+        self.batch, total = batch, sum(self.parts)
+        self.ones_R1 = torch.zeros(total, 1)
+        self._lane_R, self._unit_R = (torch.zeros(total, dtype=torch.int64) for _ in range(2))
+        self._real_R = torch.zeros(total, dtype=torch.bool)
+        first = 0
+        for k, (n, rest) in enumerate(zip(sizes, self.rests, strict=True)):
+            self.ones_R1[first] = 1.0
+            own = slice(first + 1, first + 1 + n)
+            self._lane_R[own], self._unit_R[own], self._real_R[own] = k, torch.arange(n), True
+            first += 1 + n + rest
+
+    def joined(self, units: Sequence[Tensor]) -> Tensor:
+        """Each lane's [N, B] in its rows, [R, B]; 0 in the others."""
+        like, found, gap = units[0], list[Tensor](), 1
+        for z_NB, rest in zip(units, self.rests, strict=True):
+            found += [like.new_zeros(gap, self.batch), z_NB]
+            gap = rest + 1
+        return torch.cat([*found, like.new_zeros(gap - 1, self.batch)])
+
+    def split(self, h_RB: Tensor) -> list[Tensor]:
+        """Each lane's row of ones and units, [1 + N, B]."""
+        return list(torch.split(h_RB, self.parts))[::2]
+
+    def grades(self, grades: Tensor) -> Tensor:
+        """Every row's grade, [R, 1] or [R, B]; 0 where there is no unit."""
+        lanes, units = grades.shape[:2]
+        place_R = torch.where(self._real_R, self._lane_R * units + self._unit_R, lanes * units).to(grades.device)
+        flat = grades.flatten(0, 1) if grades.dim() > 2 else grades.reshape(-1, 1)
+        return functional.pad(flat, (0, 0, 0, 1)).index_select(0, place_R)
+
+
+@functools.lru_cache(maxsize=64)
+def _laid(sizes: tuple[int, ...], batch: int) -> Rows:
+    return Rows(sizes, batch)
+
+
+def _spans(layout: Layout) -> list[int]:
+    """How many numbers of a buffer each matrix has, part by part, padding included."""
+    starts = [layout.offsets[lane][part] for part in range(layout.parts) for lane in range(layout.lanes)]
+    return [b - a for a, b in pairwise([*starts, layout.size])]
+
+
+def _matrices(layout: Layout, buffer_T: Tensor) -> list[list[Tensor]]:
+    """All matrices in a buffer, `[part][lane]`."""
+    pieces = iter(torch.split(buffer_T, _spans(layout)))
+    found = []
+    for part in range(layout.parts):
         shapes = [parts[part] for parts in layout.shapes]
-        self.lanes = len(shapes)
-        self.rows, self.columns = max(r for r, _ in shapes), max(c for _, c in shapes)
-        place_KRC = torch.full((self.lanes, self.rows, self.columns), layout.size)
-        for lane, (rows, columns) in enumerate(shapes):
-            own = torch.arange(rows * columns).view(rows, columns) + layout.offsets[lane][part]
-            place_KRC[lane, :rows, :columns] = own
-        offsets = [layout.offsets[lane][part] for lane in range(self.lanes)]
-        self._span = offsets[1] - offsets[0] if self.lanes > 1 else self.rows * self.columns
-        self._first = offsets[0]
-        self._alike = len(set(shapes)) == 1
-        self._place_KRC = place_KRC
-
-    def of(self, buffer_T: Tensor) -> Tensor:
-        """The matrices in a buffer."""
-        if self._alike:
-            own_KS = buffer_T[self._first : self._first + self.lanes * self._span].view(self.lanes, self._span)
-            return own_KS[:, : self.rows * self.columns].view(self.lanes, self.rows, self.columns)
-        return functional.pad(buffer_T, (0, 1))[self._place_KRC.to(buffer_T.device)]
-
-    def scattered(self, buffer_T: Tensor, matrices_KRC: Tensor) -> Tensor:
-        """The buffer with these matrices in their places."""
-        place_T = self._place_KRC.to(buffer_T.device).flatten()
-        return functional.pad(buffer_T, (0, 1)).scatter(0, place_T, matrices_KRC.flatten())[:-1]
+        found.append([next(pieces)[: rows * columns].view(rows, columns) for rows, columns in shapes])
+    return found
