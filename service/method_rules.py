@@ -14,7 +14,6 @@ from search_spaces.networks import MLP, Network
 from search_spaces.parameters import Choice, Int
 from trials.hypergradients.memory import lighter, window_bytes
 from trials.hypergradients.method import KINDS, RATES, Method
-from trials.tasks import Augment
 from trials.training import Training, rate_of
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def training_faults(method: Method, training: Training | None, space: Space, net
 def varied_faults(values: Mapping[str, Any], task: Task, network: Network, space: Space) -> list[str]:
     """What multi-layer perceptrons have only where all lanes see the same rows: augmented images vary lane by lane."""
     training = values.get("training") or Training()
-    if not isinstance(network, MLP) or task.augment == Augment():
+    if not isinstance(network, MLP) or task.augment == type(task.augment)():
         return []
     own = [
         f"space.{name}" for name in space.parameters if rate_of(name) and (name != rate_of(name) or name == "dropout")

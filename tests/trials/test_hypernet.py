@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from search_spaces.faults import Invalid
 from trials.hypergradients.forward import Forward
-from trials.hypergradients.hypernet import Hypernet, drawn, faults
+from trials.hypergradients.hypernet import Hypernet, drawn
 from trials.hypergradients.implicit import Implicit
 from trials.hypergradients.inner import Inner, State
 from trials.hypergradients.unrolled import plain
@@ -289,11 +289,49 @@ def test_a_lane_of_nan_leaves_the_others_every_bit(rule: Rule, where: str) -> No
         assert torch.equal(a[others], b[others])
 
 
-def test_what_it_cannot_see_is_said() -> None:
-    assert faults(DECAYED, ["weight_decay", "width.0"]) == []
-    decayed = Rule(kind="adamw", uses=ADAM.uses | {"weight_decay"})
-    found = faults(decayed, ["lr", "width.0", "momentum"])
-    assert [any(word in said for said in found) for word in ("space.lr", "space.momentum", "adamw")] == [True] * 3
-    assert all("'hypernet'" in said for said in found)
+def test_a_perturbation_stays_within_the_room_that_there_is() -> None:
+    """Both ends alike, so that what they share still cancels; where there is no room nothing is tried."""
+    quadratics, seen = Quadratics(2, rule=SGD), []
+    low, high = quadratics.h_KP - torch.tensor([0.5, 0.02]), quadratics.h_KP + torch.tensor([0.03, 0.4])
+    low[0, 0] = quadratics.h_KP[0, 0]  # this one stands at an end
+
+    def losses(weights_T: Tensor, h_KP: Tensor, batch: Any) -> Tensor:
+        seen.append(h_KP.detach().clone())
+        return quadratics.inner.losses(weights_T, h_KP, batch)
+
+    inner = replace(quadratics.inner, losses=losses)
+    learned = hypernet(2, scale=1.0, room=lambda h_KP: torch.minimum(h_KP - low, high - h_KP))
+    found = learned.derivative(inner, quadratics.begin(), quadratics.h_KP, ["train"] * 40, "outer")
+    tried = torch.stack(seen[:-1])  # the last is the outer loss
+    assert ((tried >= low - 1e-12) & (tried <= high + 1e-12)).all()
+    assert (tried[:, 0, 0] == quadratics.h_KP[0, 0]).all()
+    torch.testing.assert_close((tried[::2] + tried[1::2]) / 2, quadratics.h_KP.expand_as(tried[::2]))
+    assert (as_lanes(learned.response_PT)[0, :, 0] == 0).all()
+    assert (as_lanes(learned.response_PT)[0, :, 1] != 0).any()
+    assert found.gradient_KP.isfinite().all()
+
+
+def test_a_unit_that_begins_to_speak_follows_nothing_yet() -> None:
+    quadratics = Quadratics(2, rule=SGD)
+    learned = hypernet(2)
+    at = {"rests": False}
+
+    def hyper(h_KP: Tensor) -> dict[str, Tensor]:
+        found = dict(quadratics.inner.hyper(h_KP))
+        rested_T = torch.arange(3 * N) % N == 1
+        return {**found, "lr": torch.where(rested_T, 0.0, found["lr"]) if at["rests"] else found["lr"]}
+
+    inner = replace(quadratics.inner, hyper=hyper)
+    state = learned.derivative(inner, quadratics.begin(), quadratics.h_KP, ["train"] * 9, "outer").state
+    assert (as_lanes(learned.response_PT)[:, 1] != 0).all()
+    at["rests"] = True
+    learned.derivative(inner, state, quadratics.h_KP, [], "outer")
+    at["rests"] = False
+    learned.derivative(inner, state, quadratics.h_KP, [], "outer")
+    assert (as_lanes(learned.response_PT)[:, 1] == 0).all()
+    assert (as_lanes(learned.response_PT)[:, 0] != 0).all()
+
+
+def test_a_scale_is_above_zero() -> None:
     with pytest.raises(Invalid, match=r"hypernet.scale: must be a number above 0, but got 0.0"):
         hypernet(2, scale=0.0)

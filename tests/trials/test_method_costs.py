@@ -60,8 +60,13 @@ def trained(plan: Plan, points: list[dict[str, float]]) -> tuple[list[Outcome], 
     return [r for r in records if isinstance(r, Outcome)], float(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("network", [None, Residual(stages=1, width=4)], ids=["mlp", "residual"])
-@pytest.mark.parametrize("name", METHODS)
+DEEP = Residual(stages=1, width=4)
+QUICK = ("descent", "checkpoints", "reversible")  # of the deep one
+NETWORKS = [(name, None) for name in METHODS] + [(name, DEEP) for name in QUICK]
+NETWORKS += [pytest.param(name, DEEP, marks=pytest.mark.long) for name in METHODS if name not in QUICK]
+
+
+@pytest.mark.parametrize(("name", "network"), NETWORKS)
 def test_what_is_charged_is_what_is_counted(name: str, network: Network | None) -> None:
     plan, points = plan_of(*METHODS[name], network)
     outcomes, counted = trained(plan, points)

@@ -41,7 +41,7 @@ def bundle(*points: dict[str, float]) -> Bundle:
 
 
 def outcome(plan: Plan, point: dict[str, float]) -> Outcome:
-    return [r for r in Trainer(plan).train(bundle(point)) if isinstance(r, Outcome)][0]
+    return next(r for r in Trainer(plan).train(bundle(point)) if isinstance(r, Outcome))
 
 
 def test_a_schedule_of_one_value_is_that_value_and_others_are_not() -> None:
