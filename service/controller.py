@@ -246,9 +246,7 @@ class Controller:
                 outcome = self._told.get(trial.number) if g <= generation - 2 else None
                 failed = outcome is not None and outcome.ending is not Ending.COMPLETE
                 value = outcome.value if outcome is not None else None
-                known.append(
-                    Known(number=trial.number, point=trial.point, value=value, failed=failed, generation=g)
-                )
+                known.append(Known(number=trial.number, point=trial.point, value=value, failed=failed, generation=g))
         return History(trials=known, infeasible=self._infeasible)
 
     def _all_told(self, generation: int) -> bool:

@@ -85,9 +85,7 @@ def _read_method(data: object) -> Method:
     return declared(Method, "search.hypergradient", given)
 
 
-_METHOD_SCHEMA = {
-    "anyOf": [{"enum": list(KINDS)}, declared_schema(Method, kind=tuple(KINDS), **NAMES)]
-}
+_METHOD_SCHEMA = {"anyOf": [{"enum": list(KINDS)}, declared_schema(Method, kind=tuple(KINDS), **NAMES)]}
 
 
 @dataclass(frozen=True, kw_only=True)

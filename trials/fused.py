@@ -16,6 +16,7 @@ from torch import Tensor
 
 from search_spaces import Point, Value
 from search_spaces.cost import COST_METRICS
+from search_spaces.network import Size
 from trials.architecture import Architecture
 from trials.augment import augment_noise, augmented
 from trials.batches import Rows
@@ -50,7 +51,8 @@ def lane_rule(plan: Plan, training: Training, trials: Sequence[Trial]) -> tuple[
     }
     for name, value in trials[0].point.items():  # which of them exist is equal for all
         if name not in told and isinstance(value, float | int) and rate_of(name) in told:
-            hyper[name] = torch.tensor([float(trial.point[name]) for trial in trials], dtype=torch.float64)  # type: ignore[arg-type]
+            values = [float(trial.point[name]) for trial in trials]  # type: ignore[arg-type]
+            hyper[name] = torch.tensor(values, dtype=torch.float64)
     return Rule(kind=training.optimizer, nesterov=training.nesterov and "momentum" in uses, uses=frozenset(uses)), hyper
 
 
@@ -98,6 +100,8 @@ class FusedRun:
         self.flops_K = np.zeros(len(self.lanes))
         self.executed_K = np.zeros(len(self.lanes))
         self._told: dict[str, Tensor] = {}  # of the last derivative
+        self._costs = plan.costs
+        self._priced: list[tuple[Size, ...]] = []  # as laid out when rates were last set
         self._moves = frozenset(plan.method.moves(self.steps) if plan.gradient else ())
         self._window = plan.method.window if plan.gradient else 0
         self._last_move, self._made = max(self._moves, default=0) or 1, 0
@@ -265,13 +269,20 @@ class FusedRun:
 
     def _set_rates(self) -> None:
         """FLOPs of one step, lane by lane: at the live sizes, and as laid out."""
-
-        costs, relaxed = self.plan.costs, self.program.in_place
-        live, laid = self._live(), self._laid()
-        self._rate_K = self.batch * self._by_lane(costs.training_flops(live))
+        costs, relaxed, sizes = self._costs, self.program.in_place, self.program.sizes
+        self._rate_K = self.batch * self._by_lane(costs.training_flops(self._live_numbers()))
+        if sizes == self._priced:
+            return
+        self._priced, laid = list(sizes), self._laid()
         self._executed_rate_K = self.batch * self._by_lane(costs.training_flops(laid, relaxed))
         self._grade_rate_K = self.batch * self._by_lane(costs.grade_flops(laid))
         self._forward_K = self._by_lane(costs.flops(laid, relaxed))
+
+    def _live_numbers(self) -> Mapping[str, Any]:
+        """The live sizes for costs that nobody differentiates: plain widths in numpy, whose calls take less."""
+        live = self._live()
+        alike = all(self.network.role(gate) == "width" for gate in live)
+        return {gate: n_K.numpy() for gate, n_K in live.items()} if alike else live
 
     def _live(self) -> dict[str, Tensor]:
         """What costs know the lanes by: real sizes, [K] a gate, and the grades that a topology's units have, [K, U]."""

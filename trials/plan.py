@@ -15,7 +15,6 @@ from trials.hypergradients.method import Method
 from trials.tasks import Augment, Task
 from trials.training import Training, rate_of
 
-
 Schedule = tuple[tuple[float, float], ...]  # (share of the training, value from there on)
 
 

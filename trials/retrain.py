@@ -1,9 +1,8 @@
 """Retraining from scratch: what a found network is worth, apart from the luck of the training that found it.
 
-The same parametrisation, optimiser and hyperparameters at the rounded sizes (rates that a gradient moved go the way that
-they went), with fresh initialisations and fresh data
-orders (a search can fit those it shares), scored on the test split, which nothing else reads. Both train and outer
-rows are trained on, whatever the arm.
+The same parametrisation, optimiser and hyperparameters at the rounded sizes (rates that a gradient moved go the way
+that they went), with fresh initialisations and fresh data orders (a search can fit those it shares), scored on the test
+split, which nothing else reads. Both train and outer rows are trained on, whatever the arm.
 
 Each retraining is a trial of a search of its own, so that it is stored and queried like any other.
 """

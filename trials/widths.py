@@ -124,14 +124,15 @@ class Widths:
                 columns.append(value_KP)
             self.places.append(places)
         self.coordinates_KP = torch.cat(columns, 1) if columns else start.new_zeros(len(start), 0)
+        self._trace: tuple[Tensor, float, Tensor, list[Tensor]] | None = None  # grades with their graph, and of what
+        self._least_P = torch.full((len(self.scales),), -math.inf, dtype=torch.float64)
+        for gate, places in zip(self.gates, self.places, strict=True):
+            if gate.membership != "interval" and "n" in places and gate.role in ("width", "depth"):
+                self._least_P[places["n"]] = LEAST
 
     def set(self, coordinates_KP: Tensor) -> None:
         """Move the lanes; a size on a log scale of its membership stays above 0, where that has no slope."""
-        least_P = torch.full((len(self.scales),), -math.inf, dtype=torch.float64)
-        for gate, places in zip(self.gates, self.places, strict=True):
-            if gate.membership != "interval" and "n" in places and gate.role in ("width", "depth"):
-                least_P[places["n"]] = LEAST
-        self.coordinates_KP = torch.maximum(coordinates_KP, least_P)
+        self.coordinates_KP = torch.maximum(coordinates_KP, self._least_P)
 
     def live(self, coordinates_KP: Tensor) -> dict[str, Tensor]:
         """What costs know each gate by, as a differentiable function of the coordinates: its real size, [K]; of a
@@ -180,10 +181,10 @@ class Widths:
 
     def members(self) -> list[Tensor]:
         """The deterministic grades, but above 0 for every unit that a random grade may let speak, [K, N] a gate."""
-        return [
-            m_KN.clamp(min=FAINT) if gate.kind.draws(gate.maximum) else m_KN
-            for gate, m_KN in zip(self.gates, self.grades(), strict=True)
-        ]
+        draws = self.draws
+        if not any(draws):
+            return [m_KN.detach() for m_KN in self._traced()[1]]
+        return [m_KN.clamp(min=FAINT) if drawn else m_KN for drawn, m_KN in zip(draws, self.grades(), strict=True)]
 
     def wiring(self, coordinates_KP: Tensor) -> dict[str, Tensor]:
         """What is told of topologies, [K] each, summed over them: how `undecided` their edges are (mean bits), how many
@@ -201,11 +202,23 @@ class Widths:
 
     def pull(self, by_grade: Sequence[Tensor], noise: Sequence[Tensor | None] | None = None) -> Tensor:
         """From d(loss)/d(grades), [K, N] a gate, to d(loss)/d(coordinates), [K, P]."""
+        coordinates_KP, grades = self._traced(noise)
+        self._trace = None  # its graph goes with the derivative
+        (gradient_KP,) = torch.autograd.grad(grades, coordinates_KP, [g.cpu().double() for g in by_grade])
+        return gradient_KP
+
+    def _traced(self, noise: Sequence[Tensor | None] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Coordinates and the grades there, with their graph. Deterministic ones are kept: the derivative of a move is
+        taken where the move before it led, whose grades were asked for then."""
+        if self._trace is not None and noise is None:
+            at_KP, share, coordinates_KP, grades = self._trace
+            if at_KP is self.coordinates_KP and share == self.share:
+                return coordinates_KP, grades
         with torch.enable_grad():
             coordinates_KP = self.coordinates_KP.clone().requires_grad_()
             grades = self._grades(coordinates_KP, noise)
-            (gradient_KP,) = torch.autograd.grad(grades, coordinates_KP, [g.cpu().double() for g in by_grade])
-        return gradient_KP
+        self._trace = None if noise else (self.coordinates_KP, self.share, coordinates_KP, grades)
+        return coordinates_KP, grades
 
     def whole_grades(self, numbers_KM: Tensor) -> list[Tensor]:
         """The grades of whole numbers: 1 for each gate's surest units, as many as its size says, and 0 for the others;
@@ -303,7 +316,7 @@ class Widths:
 
     def _parameters(self, g: int, coordinates_KP: Tensor) -> Parameters:
         return {
-            name: coordinates_KP[:, place].squeeze(1) if name == "n" else coordinates_KP[:, place]
+            name: coordinates_KP[:, place.start] if name == "n" else coordinates_KP[:, place]
             for name, place in self.places[g].items()
         }
 
@@ -314,8 +327,10 @@ class Widths:
         gate, p = self.gates[g], self._parameters(g, coordinates_KP)
         t = gate.temperature(self.share)
         m_KN = gate.kind.grades(p, gate.maximum, t, noise)
-        return m_KN * self._factor(gate.kind.size(p, gate.maximum, t), gate)
+        return m_KN * self._factor(gate.kind.size(p, gate.maximum, t), gate) if self._has_factor(gate) else m_KN
+
+    def _has_factor(self, gate: GateKind) -> bool:
+        return self.factor and gate.role == "width"
 
     def _factor(self, n_K: Tensor, gate: GateKind) -> Tensor | float:
-        factor = self.factor and gate.role == "width"
-        return (gate.maximum / n_K.clamp(min=1e-9)).sqrt().unsqueeze(1) if factor else 1.0
+        return (gate.maximum / n_K.clamp(min=1e-9)).sqrt().unsqueeze(1) if self._has_factor(gate) else 1.0

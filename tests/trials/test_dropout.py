@@ -1,5 +1,6 @@
-"""Dropout in fused dense lanes: hidden units times normal noise of mean 1 and variance p / (1 - p), as Bernoulli dropout
-has (Srivastava et al. 2014, section 10). The same for all trials of a step, and none where a network is measured.
+"""Dropout in fused dense lanes: hidden units times normal noise of mean 1 and variance p / (1 - p), as Bernoulli
+dropout has (Srivastava et al. 2014, section 10). The same for all trials of a step, and none where a network is
+measured.
 
 Legend of shape suffixes: S steps, N units, B batch.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from search_spaces import Space
 from search_spaces.networks import MLP
+from search_spaces.width import gates_of
 from trials.architecture import Architecture
 from trials.fused import FusedRun, lane_rule
 from trials.lanes.gated import DenseProgram
@@ -110,7 +112,7 @@ def test_all_trials_of_a_step_have_the_same_noise_each_at_its_own_rate() -> None
     architecture = architecture_of(plan_of(), [point(p=p) for p in rates])
     low, half, other = (noise_of(architecture, 3, lane) for lane in range(3))
     assert torch.equal(half, other)
-    torch.testing.assert_close((low - 1) / math.sqrt(1 / 9), half - 1, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((low - 1) / math.sqrt(1 / 9), half - 1, rtol=1e-10, atol=1e-10)
 
 
 def test_steps_layers_and_replicates_have_noise_of_their_own() -> None:
@@ -134,12 +136,14 @@ def test_the_noise_of_a_wider_layer_begins_with_that_of_a_narrower_one() -> None
 
 
 def test_a_layer_may_have_a_rate_of_its_own() -> None:
+    """Where it has none it has its lane's; `dropout.1` is what the second hidden layer is multiplied by."""
     space = {"width.0": WIDTH, "width.1": WIDTH, "dropout": RATE, "dropout.1": RATE}
-    architecture = architecture_of(plan_of(space), [point(p=0.5, **{"dropout.1": 0.1}), point(p=0.5)])
-    alike = architecture_of(plan_of(), [point(p=0.5), point(p=0.1)])
-    assert torch.equal(noise_of(architecture, 2, 0, 0), noise_of(alike, 2, 0, 0))
-    assert torch.equal(noise_of(architecture, 2, 0, 1), noise_of(alike, 2, 1, 1))
-    assert torch.equal(noise_of(architecture, 2, 1, 1), noise_of(alike, 2, 0, 1))  # one that has none has its lane's
+    own = architecture_of(plan_of(space), [point(p=0.5, **{"dropout.1": 0.1}), point(p=0.2, **{"dropout.1": 0.0})])
+    alike = architecture_of(plan_of(), [point(p=0.5), point(p=0.1), point(p=0.2)])
+    assert torch.equal(noise_of(own, 2, 0, 0), noise_of(alike, 2, 0, 0))
+    assert torch.equal(noise_of(own, 2, 0, 1), noise_of(alike, 2, 1, 1))
+    assert torch.equal(noise_of(own, 2, 1, 0), noise_of(alike, 2, 2, 0))
+    assert bool((noise_of(own, 2, 1, 1) == 1).all())
 
 
 # -- in training -------------------------------------------------------------------------------------------------------
@@ -175,8 +179,10 @@ def test_a_lane_is_measured_without_noise() -> None:
             continue
         number = numbers[record.trial_id]
         reports[number].append(dict(record.metrics))
+        module = run.program.module(number)
+        assert all(bool((gate.m == 1).all()) for gate in gates_of(module).values())
         with torch.no_grad():
-            logits = run.program.module(number)(x[:, 1:])
+            logits = module(x[:, 1:])
         by_hand[number].append(float((logits.argmax(1) != rows.y_R).double().mean()))
         assert torch.equal(run.program.predict(x), run.program.predict(x))
         torch.testing.assert_close(run.program.predict(x)[number].mT, logits, rtol=1e-4, atol=1e-5)

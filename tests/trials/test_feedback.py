@@ -6,8 +6,12 @@ Legend of shape suffixes: N units of a layer, B batch, I 1 + inputs, O outputs.
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +27,9 @@ from trials.lanes.dense_functions import DenseFunctions
 from trials.noise import data_order
 from trials.optimisers import Rule
 from trials.tasks import load
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))  # as running a script would
+feedback_alignment = importlib.import_module("feedback_alignment")
 
 INPUTS, OUTPUTS, BATCH = 6, 4, 16
 SIZES = [(7, 5, 9), (3, 8, 2)]  # two lanes, up to three layers
@@ -156,8 +163,7 @@ def test_fixed_matrices_are_a_function_of_whose_they_are() -> None:
     alone.initialise([(5, 1, 0)])
     for fixed, same, layer in zip(fixed_of(lanes, 1), fixed_of(alone, 0), range(3), strict=True):
         assert torch.equal(fixed, same), layer
-    assert not torch.equal(fixed_of(lanes, 0)[0][:3], fixed_of(lanes, 1)[0][:3])  # another trial
-    for identity in ((5, 1, 1), (6, 1, 0)):  # another replicate, another search
+    for identity in ((5, 0, 0), (5, 1, 1), (6, 1, 0)):  # another trial, another replicate, another search
         alone.initialise([identity])
         assert not torch.equal(fixed_of(alone, 0)[0], fixed_of(lanes, 1)[0])
     first, second, _ = fixed_of(lanes_of(SHAPE, [(7, 7, 7)]), 0)
@@ -260,3 +266,26 @@ def test_before_training_signs_are_as_good_as_chance() -> None:
     batch = Rows.of(load("uci/digits"), "selection", dense=True, device=CPU).batch(torch.arange(64))
     (share,) = agreement(digits((64,), "relu", "feedback", (0.0,), 32, 0), *batch)
     assert abs(share - 0.5) < 0.06
+
+
+# -- the example -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_says_what_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback_alignment, "LRS", (0.05,))
+    feedback_alignment.main(["--quick", "--json", "--picture", str(tmp_path / "feedback.png")])
+    told = json.loads(capsys.readouterr().out)
+    assert [(row["layers"], row["activation"]) for row in told["rows"]] == [
+        (layers, activation) for activation in ("relu", "tanh") for layers in (1, 2, 3)
+    ]
+    for row in told["rows"]:
+        assert row["backprop"]["error"] < 10
+        assert row["points"] == row["feedback"]["error"] - row["backprop"]["error"]
+        assert all(len(row["feedback"]["agree"][when]) == row["layers"] for when in ("start", "middle", "end"))
+        assert 0.4 < min(row["feedback"]["agree"]["start"]) <= max(row["feedback"]["agree"]["start"]) < 0.6
+        assert np.mean(row["feedback"]["agree"]["end"]) > np.mean(row["feedback"]["agree"]["start"])
+    table = feedback_alignment.as_text(told)
+    assert f"| 1 relu | {told['rows'][0]['backprop']['error']:.2f} (0.05) |" in table
+    assert (tmp_path / "feedback.png").read_bytes()[:4] == b"\x89PNG"

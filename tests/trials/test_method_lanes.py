@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from search_spaces import Space
+from search_spaces.membership import MEMBERSHIPS
 from search_spaces.networks import MLP, ConvNet, Network, Residual
 from trials.fused import FusedRun
 from trials.hypergradients import Method
@@ -43,7 +44,10 @@ MAPS: dict[str, tuple[Network, str]] = {
     "convnet unfolded": (ConvNet(layers=2, width=4), "unfolded"),
     "residual unfolded": (Residual(stages=1, width=4), "unfolded"),
 }
-CASES = [*METHODS, *MAPS]
+SLOW = ("checkpoints", "forward", "cg", *MAPS)
+CASES = [pytest.param(case, marks=pytest.mark.long if case in SLOW else ()) for case in (*METHODS, *MAPS)]
+QUICK = ("descent", "second", "unrolled", "reversible", "neumann")
+MLPS = [pytest.param(case, marks=() if case in QUICK else pytest.mark.long) for case in METHODS]
 Point = dict[str, float]
 POINTS: list[Point] = [
     {"width.0": 3.3, "width.1": 7.5, "lr": 0.1},
@@ -112,7 +116,7 @@ def test_a_trial_is_bitwise_the_same_alone_in_company_and_in_any_order(case: str
         assert outcome.point != point_of(plan, number)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", [pytest.param("relu", marks=pytest.mark.long), "gelu"])
 @pytest.mark.parametrize("membership", ["support", "fuzzy", "concrete"])
 def test_so_it_is_with_every_membership_and_batch(membership: str, activation: str) -> None:
     """Batches that no vector divides, layers narrower than one, and gates with a coordinate for each unit."""
@@ -122,6 +126,31 @@ def test_so_it_is_with_every_membership_and_batch(membership: str, activation: s
     for number, outcome in together.items():
         alone = complete(plan, [number])[number]
         assert (outcome.point, outcome.value) == (alone.point, alone.value)
+
+
+@pytest.mark.parametrize("units", [3, 12, 40, 130])
+@pytest.mark.parametrize("membership", list(MEMBERSHIPS))
+def test_the_grades_of_a_row_are_bitwise_the_same_alone(membership: str, units: int) -> None:
+    """With their derivatives: in the unit's last digit a trial would hear of its bundle otherwise."""
+    kind, rows = MEMBERSHIPS[membership], 5
+    generator = torch.Generator().manual_seed(0)
+    n_K = 1 + (units - 1) * torch.rand(rows, generator=generator, dtype=torch.float64)
+    whole = {name: value.detach() for name, value in kind.start(n_K, units, 0.3).items()}
+    whole = {name: v + 0.1 * torch.randn(v.shape, generator=generator, dtype=v.dtype) for name, v in whole.items()}
+    draws = kind.draws(units)
+    noise = torch.rand(rows, draws, generator=generator, dtype=torch.float64).clamp(0.01, 0.99) if draws else None
+
+    def graded(own: slice) -> list[torch.Tensor]:
+        leaves = {name: value[own].clone().requires_grad_() for name, value in whole.items()}
+        grades = kind.grades(leaves, units, 0.3, None if noise is None else noise[own])
+        size = kind.size(leaves, units, 0.3)
+        told = torch.autograd.grad((grades**2).sum() + size.sum(), list(leaves.values()), allow_unused=True)
+        return [grades.detach(), size.detach(), *(g for g in told if g is not None)]
+
+    together = graded(slice(None))
+    for k in range(rows):
+        for found, expected in zip(graded(slice(k, k + 1)), together, strict=True):
+            assert torch.equal(found[0], expected[k])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -182,7 +211,7 @@ def test_what_a_method_found_is_told(case: str) -> None:
     assert clips == {0.0: 0.0, 1e-9: 1.0, 1e9: 0.0}
 
 
-@pytest.mark.parametrize("case", METHODS)
+@pytest.mark.parametrize("case", MLPS)
 def test_replicates_move_on_their_own_and_the_point_is_their_mean(case: str) -> None:
     run = run_of(plan_of(case, seeds=2), [0, 2])
     found = [record for record in run.records() if isinstance(record, Outcome)]
@@ -195,8 +224,14 @@ def test_replicates_move_on_their_own_and_the_point_is_their_mean(case: str) -> 
             assert outcome.point[name] == pytest.approx((a + b) / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", METHODS)
-@pytest.mark.parametrize("membership", ["nested", "band annealed", "support", "concrete"])
+@pytest.mark.parametrize(
+    ("case", "membership"),
+    [
+        pytest.param(case, membership, marks=() if case in quick else pytest.mark.long)
+        for case in METHODS
+        for membership, quick in (("nested", QUICK), ("band annealed", QUICK), ("support", ()), ("concrete", ()))
+    ],
+)
 def test_annealed_and_random_memberships_run(case: str, membership: str) -> None:
     name, _, annealed = membership.partition(" ")
     ends = {"tau": 0.3, "tau_end": 0.05} if annealed else {}

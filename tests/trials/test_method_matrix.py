@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from method_cases import Course, network_cases, plan_of
+from method_cases import DEPTH, DROPOUT, STRIDE, WIDTHS, Course, network_cases, plan_of
 from torch import Tensor
 
+from search_spaces.networks import MLP, ConvNet, Residual
 from trials.hypergradients.forward import Forward
+from trials.hypergradients.hypernet import Hypernet
 from trials.hypergradients.implicit import Implicit
 from trials.hypergradients.reversible import Reversible
 from trials.hypergradients.unrolled import Unrolled
@@ -147,6 +149,37 @@ def implicit_by_hand(course: Course, h: float = 1e-6) -> Tensor:
     return torch.stack(columns, 1)
 
 
+ONE = {  # a single number that moves, on networks whose other sizes stay
+    "mlp interval": (MLP(layers=2, membership="interval"), "width.0", (3.3, 2.7)),
+    "mlp band": (MLP(layers=2, membership="band"), "width.0", (3.3, 2.7)),
+    "mlp nested": (MLP(layers=2, membership="nested"), "width.1", (4.6, 5.2)),
+    "mlp dropout": (MLP(layers=2), "dropout", (0.2, 0.4)),
+    "convnet shrink": (ConvNet(layers=2, width=4, stride="shrink", activation="gelu"), "stride.0", (1.63, 2.3)),
+    "convnet spectral": (ConvNet(layers=2, width=4, stride="spectral", activation="gelu"), "stride.0", (1.63, 2.3)),
+    "residual": (Residual(stages=1, width=4, activation="gelu"), "depth.0", (1.3, 0.6)),
+}
+OWN = {**WIDTHS, **STRIDE, **DEPTH, "dropout": DROPOUT}
+
+
+ONE_WAYS = [(name, way) for name in ONE for way in (WAYS[:1] if name.startswith("mlp") else WAYS[:2])]
+
+
+def error_of_one(name: str, way: str) -> float:
+    """How far a hypernet's derivative is from differences, where it looks around by next to nothing."""
+    network, number, places = ONE[name]
+    training = Training(batch_size=16, lr=0.05, epochs=1)
+    plan = plan_of(network, {number: OWN[number]}, way=way, training=training)
+    course = Course(plan, [{number: place} for place in places], STEPS)
+    learned = Hypernet(scale=1e-5, units=torch.ones_like, draw=lambda step: torch.ones(2, 1, dtype=torch.float64))
+    return error(course.derivative(learned).gradient_KP, course.differences())
+
+
+@pytest.mark.parametrize(("name", "way"), ONE_WAYS)
+def test_a_hypernet_of_one_number_is_differences_too(name: str, way: str) -> None:
+    """Under plain SGD the response to a single number is then the tangent."""
+    assert error_of_one(name, way) < 1e-4
+
+
 def main() -> None:
     """The greatest relative error of every method on every network, way and membership."""
     torch.set_num_threads(1)
@@ -161,6 +194,9 @@ def main() -> None:
         found = course.derivative(Implicit(solver="neumann", terms=STEPS), course.batches[:1]).gradient_KP
         errors.append(error(found[:, : architecture_only(course)], implicit_by_hand(course)))
         print(f"{name + ' (' + way + ')':34s}" + "".join(f"{e:12.1e}" for e in errors), flush=True)
+    print("\nhypernet of one number that moves, plain SGD")
+    for name, way in ONE_WAYS:
+        print(f"{name + ' (' + way + ')':34s}{error_of_one(name, way):12.1e}", flush=True)
 
 
 if __name__ == "__main__":

@@ -234,6 +234,33 @@ def test_the_pull_of_a_bound_is_not_shortened() -> None:
 
 # -- whatever comes ----------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("poison", [1.7e308, -1.7e308, math.nan, math.inf])
+def test_a_lane_rests_where_numbers_overflow_and_goes_on_after(poison: float, ends: str, optimizer: str) -> None:
+    """A finite derivative may be none in units of the unit interval."""
+    moves = moves_of(replace(SGD, ends=ends, optimizer=optimizer, clip=10.0), [[7.0, 30.0]])
+    gradient = torch.tensor([[0.1, -0.02]], dtype=torch.float64)
+    before = moves.step(gradient).clone()
+    assert torch.equal(moves.step(torch.tensor([[poison, 0.1]], dtype=torch.float64)), before)
+    after = moves.step(gradient)
+    assert float(after[0, 0]) < float(before[0, 0])
+    assert float(after[0, 1]) > float(before[0, 1])
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_an_outer_rate_of_zero_moves_nothing_bitwise_whatever_the_ends(ends: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = [
+        [size_at(float(u), s) for u, s in zip(torch.rand(2, generator=generator), SCALES, strict=True)]
+        for _ in range(50)
+    ]
+    moves = moves_of(replace(SGD, ends=ends, lr=0.0), start)
+    for _ in range(3):
+        assert moves.step(torch.randn(50, 2, generator=generator)).tolist() == start
+
+
 NUMBERS = st.floats(width=64, allow_nan=True, allow_infinity=True) | st.sampled_from(
     [0.0, 1e-300, 1.0, -1.0, 1e150, -1e200, 1.7e308, -1.7e308, math.nan, math.inf, -math.inf]
 )

@@ -35,17 +35,18 @@ HELD = 2**63 - 1
 
 
 def quantised(units_T: Tensor, lost_T: Tensor) -> Tensor:
-    """The nearest integers. A number that is not finite or out of range is 0, and `lost_T` is told, in place."""
-    out_T = ~(units_T.abs() <= LIMIT)
+    """The nearest integers of float64 numbers, which are overwritten. One that is not finite or out of range is 0, and
+    `lost_T` is told, in place."""
+    out_T = ~((units_T >= -LIMIT) & (units_T <= LIMIT))
     lost_T |= out_T
-    return torch.where(out_T, 0.0, units_T.double()).round_().long()
+    return units_T.masked_fill_(out_T, 0.0).round_().long()
 
 
 def bounded(integers_T: Tensor, lost_T: Tensor) -> Tensor:
-    """The integers that are in range; others are 0, and `lost_T` is told, in place."""
-    out_T = integers_T.abs() > LIMIT
+    """The same integers, where they lie; those out of range become 0, and `lost_T` is told, in place."""
+    out_T = (integers_T < -LIMIT) | (integers_T > LIMIT)
     lost_T |= out_T
-    return integers_T.masked_fill(out_T, 0)
+    return integers_T.masked_fill_(out_T, 0)
 
 
 def ratio(beta: float) -> tuple[int, int]:
@@ -68,7 +69,10 @@ class Tape:
         parts = [torch.tensor(part).to(beta_T.device) for part in zip(*self.ratios, strict=True)]
         # where all places are alike, of no dimension
         self._n_T, self._d_T = (part[0] if len(part) == 1 else part[which_T] for part in parts)
-        self._places = [(which_T == r).nonzero().squeeze(1) for r in range(len(self.ratios))]
+        self._places: list[Tensor | slice] = [slice(None)]
+        if len(self.ratios) > 1:
+            self._places = [(which_T == r).nonzero().squeeze(1) for r in range(len(self.ratios))]
+        self._counts: list[int] = torch.bincount(which_T, minlength=len(self.ratios)).tolist()
         self._greatest = [0] * len(self.ratios)  # what the places of a ratio may hold
         self._held_T = torch.zeros_like(which_T)
         self._steps = 0
@@ -87,7 +91,8 @@ class Tape:
     @property
     def information(self) -> float:
         """-log2 of the factors, summed over the places: what one step has to remember."""
-        return sum(math.log2(d / n) * len(at) for (n, d), at in zip(self.ratios, self._places, strict=True))
+        each = zip(self.ratios, self._counts, strict=True)
+        return sum((math.log2(d / n) * count for (n, d), count in each), 0.0)
 
     def times(self, c_T: Tensor) -> Tensor:
         """c n/d, less than n away from it."""

@@ -59,6 +59,9 @@ class Moves:
         low, high, log = zip(*scales, strict=True)
         self._low, self._high = (torch.tensor(v, dtype=torch.float64) for v in (low, high))
         self._log = torch.tensor(log)
+        self._span = self._high - self._low
+        self._ratio = (self._high / self._low).log()
+        self._unit = torch.where(self._log, (self._high / self._low.clamp(min=1e-300)).log(), self._span)
         self._moves = self._high > self._low
         self.n_KG = start.double().clone()
         self._v_KG = self._coordinate(self.n_KG)
@@ -70,13 +73,13 @@ class Moves:
     def step(self, gradient_KG: Tensor, share: float = 0.0) -> Tensor:
         """Move by d(objective)/d(sizes) and return the new sizes, [K, G]; `share` of the training is done. A lane whose
         gradient is not finite rests: neither its momentum nor its multipliers move it."""
-        n_KG = self.n_KG.clone().requires_grad_()
-        slope_KG = torch.where(self._moves, gradient_KG.double() * self.units(), 0.0)
+        units_KG = self.units()
+        slope_KG = torch.where(self._moves, gradient_KG.double() * units_KG, 0.0)
         finite_K1 = (gradient_KG.isfinite() & slope_KG.isfinite()).all(1, keepdim=True)
         slope_KG = self._clipped(torch.where(finite_K1, slope_KG, 0.0))
-        slope_KG = slope_KG + torch.where(
-            finite_K1 & self._moves, self._cost_gradient(n_KG, finite_K1) * self.units(), 0.0
-        )
+        if self.bounds or self.penalty:
+            by_cost_KG = self._cost_gradient(self.n_KG.clone().requires_grad_(), finite_K1)
+            slope_KG = slope_KG + torch.where(finite_K1 & self._moves, by_cost_KG * units_KG, 0.0)
         self._steps += 1
         direction_KG = torch.where(finite_K1, self._direction(slope_KG), 0.0)
         v_KG = self._v_KG - self.method.lr * scheduled(self.method.schedule, share) * direction_KG
@@ -88,14 +91,14 @@ class Moves:
 
     def place(self, n_KG: Tensor) -> Tensor:
         """Put sizes where a rule of their own wants them; those that are there already keep every bit."""
-        self._v_KG = torch.where(n_KG == self.n_KG, self._v_KG, self._coordinate(n_KG))
+        if not torch.equal(n_KG, self.n_KG):
+            self._v_KG = torch.where(n_KG == self.n_KG, self._v_KG, self._coordinate(n_KG))
         self.n_KG = n_KG
         return self.n_KG
 
     def units(self) -> Tensor:
         """What a unit of the coordinate is of each size, where it is now: dn/dv, [K, G]."""
-        ratio = (self._high / self._low.clamp(min=1e-300)).log()
-        per_KG = torch.where(self._log, self.n_KG * ratio, self._high - self._low)
+        per_KG = torch.where(self._log, self.n_KG * self._unit, self._unit)
         if self.method.ends == "sigmoid":
             u_KG = self._place(self._v_KG)
             per_KG = per_KG * 4.0 * u_KG * (1.0 - u_KG)
@@ -136,8 +139,6 @@ class Moves:
 
     def _cost_gradient(self, n_KG: Tensor, finite_K1: Tensor) -> Tensor:
         """d(penalty + multipliers on the bounds)/d(sizes); the multipliers climb, but of lanes that rest."""
-        if not self.bounds and not self.penalty:
-            return torch.zeros_like(n_KG)
         costs = self.cost(n_KG)
         total_K = sum((weight * costs[name] for name, weight in self.penalty.items()), n_KG.new_zeros(len(n_KG)))
         if self.bounds:
@@ -153,15 +154,14 @@ class Moves:
         return gradient_KG
 
     def _encode(self, n_KG: Tensor) -> Tensor:
-        span = (self._high - self._low).clamp(min=1e-300)
-        ratio = (self._high / self._low).log().clamp(min=1e-300)
+        span, ratio = self._span.clamp(min=1e-300), self._ratio.clamp(min=1e-300)
         return torch.where(self._log, (n_KG / self._low).log() / ratio, (n_KG - self._low) / span).clamp(0.0, 1.0)
 
     def _decode(self, u_KG: Tensor) -> Tensor:
         value = torch.where(
             self._log,
-            self._low * (u_KG * (self._high / self._low).log()).exp(),
-            self._low + u_KG * (self._high - self._low),
+            self._low * (u_KG * self._ratio).exp(),
+            self._low + u_KG * self._span,
         )
         return torch.minimum(torch.maximum(value, self._low), self._high)
 

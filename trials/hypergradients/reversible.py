@@ -100,8 +100,8 @@ class Course:
         self.inner, self.h_KP, self.dtype = inner, h_KP.detach(), state.weights_T.dtype
         with torch.no_grad():
             hyper = _spread(inner.hyper(self.h_KP), state.weights_T)
-        self.lr_T, beta_T = hyper["lr"].double(), hyper["momentum"].double()
-        self.decay_T = hyper["weight_decay"].double() if "weight_decay" in inner.rule.uses else torch.zeros_like(beta_T)
+        self.lr_T, beta_T = hyper["lr"], hyper["momentum"].double()
+        self.decay_T = hyper["weight_decay"] if "weight_decay" in inner.rule.uses else None
         self.lost_T = ~((beta_T >= 0) & (beta_T <= 1))  # numbers that have left the integers
         self.tape = Tape(torch.where(self.lost_T, 1.0, beta_T))
         self._w_T, self._v_T = _integers(state, self.lost_T)
@@ -109,19 +109,19 @@ class Course:
     def step(self, batch: Batch) -> None:
         """One training step."""
         push_T = self._push(self._direction(batch, self.inner)[2])
-        self._v_T = bounded(self.tape.times(self._v_T) + push_T, self.lost_T)
-        self._w_T = bounded(self._w_T - self._move(), self.lost_T)
+        self._v_T = bounded(self.tape.times(self._v_T).add_(push_T), self.lost_T)
+        self._w_T = bounded(self._w_T.sub_(self._move()), self.lost_T)
 
     def undo(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """One step back; the direction that was taken there, as a function of the weights and of h, and those."""
-        self._w_T = self._w_T + self._move()
+        self._w_T.add_(self._move())
         weights_T, h_KP, direction_T = self._direction(batch, self.inner.again())
-        self._v_T = self.tape.undo(self._v_T - self._push(direction_T))
+        self._v_T = self.tape.undo(self._v_T.sub_(self._push(direction_T)))
         return weights_T, h_KP, direction_T
 
     def velocity(self) -> Tensor:
         """The velocities as they are."""
-        return (self._v_T.double() * UNIT).to(self.dtype)
+        return self._v_T.double().mul_(UNIT).to(self.dtype)
 
     def lost_K(self) -> Tensor:
         """Which lanes have a number that left the integers."""
@@ -146,18 +146,21 @@ class Course:
     def _direction(self, batch: Batch, inner: Inner) -> tuple[Tensor, Tensor, Tensor]:
         # with a graph on both ways: without one, a kernel of other rounding might be chosen
         with torch.enable_grad():
-            weights_T = (self._w_T.double() * UNIT).to(self.dtype).requires_grad_()
+            weights_T = self._w_T.double().mul_(UNIT).to(self.dtype).requires_grad_()
             h_KP = self.h_KP.clone().requires_grad_()
             return weights_T, h_KP, inner.direction(weights_T, h_KP, batch)
 
     def _push(self, direction_T: Tensor) -> Tensor:
         """What a step adds to the velocities."""
         # a product and a sum, never fused: each is then rounded alike wherever in the buffer a weight lies
-        return quantised(direction_T.detach().double() / UNIT + self.decay_T * self._w_T.double(), self.lost_T)
+        push_T = direction_T.detach().to(torch.float64, copy=True).div_(UNIT)
+        if self.decay_T is not None:
+            push_T += self._w_T.double().mul_(self.decay_T)
+        return quantised(push_T, self.lost_T)
 
     def _move(self) -> Tensor:
         """What a step takes from the weights."""
-        return quantised(self.lr_T * self._v_T.double(), self.lost_T)
+        return quantised(self._v_T.double().mul_(self.lr_T), self.lost_T)
 
 
 class Pull:
@@ -165,23 +168,23 @@ class Pull:
 
     def __init__(self, course: Course, by_weights_T: Tensor) -> None:
         self._course = course
-        self._lr_T, self._beta_T, self._decay_T = (
-            t.to(by_weights_T) for t in (course.lr_T, course.tape.beta_T, course.decay_T)
-        )
-        self._by_w_T, self._by_v_T = by_weights_T, torch.zeros_like(by_weights_T)
+        self._lr_T, self._beta_T = course.lr_T.to(by_weights_T), course.tape.beta_T.to(by_weights_T)
+        self._decay_T = by_weights_T.new_zeros(()) if course.decay_T is None else course.decay_T.to(by_weights_T)
+        # both change in place
+        self._by_w_T, self._by_v_T = by_weights_T.contiguous(), torch.zeros_like(by_weights_T)
         self._by = {name: torch.zeros_like(by_weights_T) for name in course.inner.rule.uses}
 
     def back(self, batch: Batch) -> Tensor:
         """Over one step; what it says of h through the direction, [K, P]."""
         self._by["lr"] -= self._course.velocity() * self._by_w_T
-        by_v_T = self._by_v_T - self._lr_T * self._by_w_T
+        by_v_T = self._by_v_T.sub_(self._lr_T * self._by_w_T)
         weights_T, h_KP, direction_T = self._course.undo(batch)
         self._by["momentum"] += self._course.velocity() * by_v_T
         if "weight_decay" in self._by:
             self._by["weight_decay"] += weights_T.detach() * by_v_T
         by_h_KP, by_w_T = pulled([direction_T], [h_KP, weights_T], [by_v_T])
-        self._by_w_T = self._by_w_T + self._decay_T * by_v_T + by_w_T
-        self._by_v_T = self._beta_T * by_v_T
+        self._by_w_T.add_(self._decay_T * by_v_T).add_(by_w_T)
+        by_v_T.mul_(self._beta_T)
         return by_h_KP
 
     def by_hyper(self) -> Tensor:

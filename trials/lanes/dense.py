@@ -25,6 +25,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from search_spaces.parametrisation import REFERENCE, Scaling, scaling
 from trials.lanes.layout import Layout
@@ -89,6 +90,7 @@ class DenseLanes:
         self.layout = Layout([[(b, a + 1) for a, b in pairwise(w)] for w in widths], grouped=self.grouped)
         self.lane_T, self.layer_T = (places_T.to(self.device) for places_T in self.layout.owners())
         self._alive_T: Tensor | None = None
+        self._speak: list[Tensor] = []  # which units have a grade above 0, [K, N] a layer
         self.weights_T = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
         self.units = [
@@ -100,6 +102,7 @@ class DenseLanes:
         keeps_pre = self.shape.activation in ("gelu", "silu")  # their derivative needs the value before the activation
         self._pre = [units.zeros(self.device, self.dtype) for units in self.units] if keeps_pre else self._act
         self._grade = [torch.ones_like(h_T) for h_T in self._act] if self.gated else []
+        self._told = [_pieces(units, m_T) for units, m_T in zip(self.units, self._grade, strict=self.gated)]
         self._gated = [self._with_ones(units) for units in self.units] if self.gated else self._act
         feedback = self.shape.learner == "feedback"
         self.heard = [
@@ -255,15 +258,29 @@ class DenseLanes:
 
     def grade(self, grades: Sequence[Sequence[Tensor]]) -> None:
         """Set every unit's grade, `grades[lane][layer]` [units]; units of grade 0 rest, their state is forgotten."""
-        self.sample(grades)
+        self.grade_together(_padded(grades))
+
+    def grade_together(self, grades: Sequence[Tensor]) -> None:
+        """The same by layer, [K, N] each, N at least as many as any lane has."""
+        self.sample_together(grades)
+        speak = [m_KN > 0 for m_KN in grades]
+        still = self._alive_T is not None and all(map(torch.equal, speak, self._speak))
+        self.forget()  # what units that speak again gathered while they rested
+        if not still:
+            self._speak, self._alive_T = speak, self._alive(speak)
+            self.forget()
+        if not still or self.shape.parametrisation == "mup":  # whose rates follow the real sizes
+            self._set_rates()
+
+    def _alive(self, speak: Sequence[Tensor]) -> Tensor:
+        """1 where a weight is read and written by units that speak, [T]; 0 elsewhere."""
         alive_T = torch.ones_like(self.weights_T)
-        for lane, layers in enumerate(grades):
-            for i, m in enumerate(layers):
-                self.layout.lane_view(alive_T, lane, i).mul_((m > 0).unsqueeze(1))
-                self.layout.lane_view(alive_T, lane, i + 1)[:, 1:].mul_(m > 0)
-        self._alive_T = alive_T
-        self._set_rates()
-        self.optimiser.forget(alive_T)
+        for i, speak_KN in enumerate(speak):
+            for lanes, own_KOI in _pieces(self.layout, alive_T, i):
+                own_KOI.mul_(speak_KN[lanes, : own_KOI.shape[1], None])
+            for lanes, own_KOI in _pieces(self.layout, alive_T, i + 1):
+                own_KOI[..., 1:].mul_(speak_KN[lanes, None, : own_KOI.shape[2] - 1])
+        return alive_T
 
     def forget(self) -> None:
         """Whatever resting units gathered is gone, before lanes are laid anew or a unit speaks again."""
@@ -277,21 +294,30 @@ class DenseLanes:
     def sample(self, grades: Sequence[Sequence[Tensor]]) -> None:
         """Set every unit's grade for the coming steps ([units], or [units, batch] for each row its own); which units
         rest is left as it is."""
-        for lane, layers in enumerate(grades):
-            for i, m in enumerate(layers):
-                self.units[i].lane_view(self._grade[i], lane, 0)[1:] = m if m.dim() > 1 else m.unsqueeze(1)
+        self.sample_together(_padded(grades))
+
+    def sample_together(self, grades: Sequence[Tensor]) -> None:
+        """The same by layer, [K, N] or [K, N, B] each, N at least as many as any lane has."""
+        for told, m in zip(self._told, grades, strict=True):
+            for lanes, own_KNB in told:
+                own = m[lanes, : own_KNB.shape[1] - 1]
+                own_KNB[:, 1:] = own if own.dim() > 2 else own.unsqueeze(2)
 
     def grade_gradients(self, x_BI: Tensor, y_BO: Tensor) -> list[list[Tensor]]:
         """d(lane loss on this batch) / d(grade), `[lane][layer]` [units]; the weights' gradients are left alone."""
+        found = self.grade_gradients_together(x_BI, y_BO)
+        return [[m_KN[k, :n] for m_KN, n in zip(found, lane, strict=True)] for k, lane in enumerate(self.sizes)]
+
+    def grade_gradients_together(self, x_BI: Tensor, y_BO: Tensor) -> list[Tensor]:
+        """The same by layer, [K, N] each; 0 beyond a lane's units."""
         self.forward(x_BI)
-        found: list[list[Tensor]] = [[] for _ in range(self.lanes)]
+        found: list[Tensor] = []
         self._loss_gradient(y_BO)
         for i in range(self.hidden - 1, -1, -1):
             for wt, d, out in self._down[i]:
                 self._product(wt, d, out=out)
-            product_T = self._delta[i] * self._act[i]
-            for lane in range(self.lanes):
-                found[lane].insert(0, self.units[i].lane_view(product_T, lane, 0)[1:].sum(1))
+            sums = [m_KNB[:, 1:].sum(2) for _, m_KNB in _pieces(self.units[i], self._delta[i] * self._act[i])]
+            found.insert(0, sums[0] if len(sums) == 1 else pad_sequence([m_1N[0] for m_1N in sums], batch_first=True))
             self._through(i)
         return found
 
@@ -393,3 +419,18 @@ class DenseLanes:
                     h = functional.pad(z, (0, 0, 1, 0), value=1.0)
             out.append(z)
         return out[0] if self.grouped else torch.stack(out)
+
+
+def _padded(by_lane: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """From `[lane][layer]` [units, ...] to [K, N, ...] a layer, 0 beyond a lane's units."""
+    return [pad_sequence(list(layer), batch_first=True) for layer in zip(*by_lane, strict=True)]
+
+
+def _pieces(layout: Layout, buffer_T: Tensor, part: int = 0) -> list[tuple[slice, Tensor]]:
+    """Lanes and views of their matrices of a part, [k, rows, columns]: of all at once where they are alike."""
+    rows, columns = layout.shapes[0][part]
+    if any(parts[part] != (rows, columns) for parts in layout.shapes):
+        return [(slice(k, k + 1), layout.lane_view(buffer_T, k, part).unsqueeze(0)) for k in range(layout.lanes)]
+    starts = [own[part] for own in layout.offsets[:2]]
+    strides = (starts[-1] - starts[0] or rows * columns, columns, 1)
+    return [(slice(None), buffer_T.as_strided((layout.lanes, rows, columns), strides, starts[0]))]

@@ -51,8 +51,8 @@ class DenseFunctions:
         self.lanes = lanes
 
     def losses(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
-        """Every lane's loss on a batch, [K]; `grades` [K, N] a layer, at least as many as are laid out
-        ([K, N, B] where each row has its own)."""
+        """Every lane's loss on a batch, or on its own of [K, B, I] and [K, B, O]: [K]; `grades` [K, N] a layer, at
+        least as many as are laid out ([K, N, B] where each row has its own)."""
         logits_KOB = self._forward(weights_T, grades, x_BI)[0]
         if self.lanes.shape.loss == "cross_entropy":
             return -(functional.log_softmax(logits_KOB, 1) * y_BO.mT).sum(1).mean(1)
@@ -62,17 +62,17 @@ class DenseFunctions:
         """The direction of direct feedback alignment in every weight, [T]."""
         logits_KOB, before, after = self._forward(weights_T, grades, x_BI)
         top_KOB = torch.softmax(logits_KOB, 1) if self.lanes.shape.loss == "cross_entropy" else logits_KOB
-        top = list(((top_KOB - y_BO.mT) / len(y_BO)).unbind(0))
+        top = list(((top_KOB - y_BO.mT) / y_BO.shape[-2]).unbind(0))
         slope, found = _SLOPE[self.lanes.shape.activation], list[Tensor]()
         for i in range(self.lanes.hidden + 1):
             deltas = top
             if i < self.lanes.hidden:
-                rows = self._rows(i, len(y_BO))
+                rows = self._rows(i, y_BO.shape[-2])
                 (heard,) = _matrices(self.lanes.heard[i], self.lanes.feedback[i])
                 delta_RB = rows.joined([b_NO @ e_OB for b_NO, e_OB in zip(heard, top, strict=True)])
                 delta_RB = delta_RB * slope(before[i]) * rows.grades(grades[i])
                 deltas = [lane[1:] for lane in rows.split(delta_RB)]
-            reads = [x_BI.mT] * len(deltas) if i == 0 else after[i - 1]
+            reads = list(x_BI.mT.expand(len(deltas), -1, -1)) if i == 0 else after[i - 1]
             found += [torch.mm(delta_NB, h.mT) for delta_NB, h in zip(deltas, reads, strict=True)]
         spans = _spans(self.lanes.layout)
         flat = [functional.pad(m.flatten(), (0, span - m.numel())) for m, span in zip(found, spans, strict=True)]
@@ -83,12 +83,12 @@ class DenseFunctions:
     ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:
         """Logits [K, O, B]; of each hidden layer what comes before its activation, [R, B], and what the next layer of
         each lane reads, [1 + N, B]."""
-        act, reads = FUNCTION[self.lanes.shape.activation], [x_BI.mT] * self.lanes.lanes
+        act, reads = FUNCTION[self.lanes.shape.activation], list(x_BI.mT.expand(self.lanes.lanes, -1, -1))
         before, after = [], []
         for i, matrices in enumerate(_matrices(self.lanes.layout, weights_T)):
             z = [torch.mm(w, h) for w, h in zip(matrices, reads, strict=True)]
             if i < self.lanes.hidden:
-                rows = self._rows(i, len(x_BI))
+                rows = self._rows(i, x_BI.shape[-2])
                 before.append(rows.joined(z))
                 reads = rows.split(torch.addcmul(rows.ones_R1.to(x_BI), act(before[i]), rows.grades(grades[i])))
                 after.append(reads)

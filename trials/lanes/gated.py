@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from search_spaces.growth import Units, grown
 from search_spaces.mlp import GatedMLP
@@ -26,7 +27,6 @@ from search_spaces.width import HeldGate, gates_of, held
 from trials.lanes.dense import DenseLanes, DenseShape
 from trials.lanes.dense_functions import DenseFunctions
 from trials.lanes.growing import AWAKE
-from trials.lanes.masks import as_long
 from trials.lanes.program import Functions, Identity
 from trials.noise import fold, uniform
 from trials.optimisers import Rule
@@ -57,7 +57,7 @@ class DenseProgram:
         """Fresh lanes, laid out at `sizes` and initialised for the real sizes `live`."""
         self.dense = DenseLanes(self.shape, sizes, self.batch, gated=self.gated, device=self.device, dtype=self.dtype)
         self.dense.initialise(identities, live=live)
-        self._members: list[list[Tensor]] = []
+        self._members: list[Tensor] = []  # where growth asks: which units had a grade, [K, N] a gate
 
     @property
     def sizes(self) -> list[tuple[Size, ...]]:
@@ -95,45 +95,40 @@ class DenseProgram:
         live: Tensor,
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self.dense.forget()
         self.dense.now = [tuple(lane) for lane in live.tolist()]
         units = [tuple(n for n in lane if isinstance(n, int)) for lane in reach]
         if units != self.dense.sizes:
+            self.dense.forget()
             self.dense.resize(units)
-        by_lane = self._by_lane(grades)
-        if self._members and self.growth != "fresh":
-            self._grow(by_lane, batch)
-        self._members = [[m_N > 0 for m_N in lane] for lane in by_lane]
-        self.dense.grade(by_lane)
+        own = [m_KN.to(self.device, self.dtype) for m_KN in grades]
+        if self.growth != "fresh":
+            members = [m_KN > 0 for m_KN in own]
+            if self._members:
+                self._grow(own, members, batch)
+            self._members = members
+        self.dense.grade_together(own)
 
-    def _grow(self, by_lane: Sequence[Sequence[Tensor]], batch: tuple[Tensor, Tensor] | None) -> None:
+    def _grow(self, grades: Sequence[Tensor], members: Sequence[Tensor], batch: tuple[Tensor, Tensor] | None) -> None:
         """Rewrite the weights of units that have become members."""
+        new = [now_KN & ~was_KN for now_KN, was_KN in zip(members, self._members, strict=True)]
         matrices = None
         if self.growth == "gradmax" and batch is not None:
-            self.dense.sample(
-                [
-                    [m_N * as_long(was_N, len(m_N)).to(m_N) for m_N, was_N in zip(*lane, strict=True)]
-                    for lane in zip(by_lane, self._members, strict=True)
-                ]
-            )
+            self.dense.sample_together([m_KN * was_KN for m_KN, was_KN in zip(grades, self._members, strict=True)])
             matrices = self.dense.growth_matrices(*batch)
-        for k, lane in enumerate(by_lane):
-            for g, grades_N in enumerate(lane):
-                living_N = as_long(self._members[k][g], len(grades_N)).to(grades_N.device)
-                new_N = (grades_N > 0) & ~living_N
-                if not new_N.any():
-                    continue
+        for g, new_KN in enumerate(new):
+            for k in new_KN.any(1).nonzero().flatten().tolist():
                 seed, number, replicate = self.dense.identities[k]
+                units_N = slice(self.dense.sizes[k][g])
                 own, start = self.dense.matrices(k), self.dense.initial(k)
                 units = Units(incoming=(own[g],), outgoing=(own[g + 1][:, 1:],))
                 after = grown(
                     self.growth,
                     units,
                     Units(incoming=(start[g],), outgoing=(start[g + 1][:, 1:],)),
-                    living_N=living_N,
-                    new_N=new_N,
-                    grades_N=grades_N,
-                    uniform_N2=uniform(fold(seed, "growth", number, replicate, g), len(new_N), 2).to(own[g]),
+                    living_N=self._members[g][k, units_N],
+                    new_N=new_KN[k, units_N],
+                    grades_N=grades[g][k, units_N],
+                    uniform_N2=uniform(fold(seed, "growth", number, replicate, g), len(own[g]), 2).to(own[g]),
                     matrix_WC=None if matrices is None else matrices[k][g],
                     incoming=AWAKE,
                 )
@@ -141,25 +136,17 @@ class DenseProgram:
                 units.outgoing[0].copy_(after.outgoing[0])
 
     def sample(self, grades: Sequence[Tensor]) -> None:
-        self.dense.sample(self._by_lane(grades))
-
-    def _by_lane(self, grades: Sequence[Tensor]) -> list[list[Tensor]]:
-        return [
-            [m_KN[k, :n].to(self.device, self.dtype) for m_KN, n in zip(grades, lane, strict=True)]
-            for k, lane in enumerate(self.dense.sizes)
-        ]
+        self.dense.sample_together(grades)
 
     def step(self, x: Tensor, y_BO: Tensor) -> None:
         self.dense.step(x, y_BO)
 
     def grade_gradients(self, x: Tensor, y_BO: Tensor) -> list[Tensor]:
-        by_lane = self.dense.grade_gradients(x, y_BO)
-        found = []
-        for g, maximum in enumerate(self.shape.maxima):
-            found.append(torch.zeros(len(by_lane), maximum, dtype=self.dtype, device=self.device))
-            for k, lane in enumerate(by_lane):
-                found[g][k, : len(lane[g])] = lane[g]
-        return found
+        found = self.dense.grade_gradients_together(x, y_BO)
+        return [
+            functional.pad(m_KN, (0, maximum - m_KN.shape[1]))
+            for m_KN, maximum in zip(found, self.shape.maxima, strict=True)
+        ]
 
     @property
     def normed(self) -> bool:
