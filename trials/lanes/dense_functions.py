@@ -45,10 +45,12 @@ _SLOPE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DenseFunctions:
-    """Lanes as they are laid out now; made anew when they are laid anew."""
+    """Lanes as they are laid out now; made anew when they are laid anew. `alike`: all lanes of a search are laid out
+    for the same sizes, in whatever bundle, so that batched products may serve them."""
 
-    def __init__(self, lanes: DenseLanes) -> None:
+    def __init__(self, lanes: DenseLanes, *, alike: bool = False) -> None:
         self.lanes = lanes
+        self.alike = alike and lanes.shape.learner == "backprop"
 
     def losses(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
         """Every lane's loss on a batch, or on its own of [K, B, I] and [K, B, O]: [K]; `grades` [K, N] a layer, at
@@ -84,6 +86,8 @@ class DenseFunctions:
         """Logits [K, O, B]; of each hidden layer what comes before its activation, [R, B], and what the next layer of
         each lane reads, [1 + N, B]."""
         act, reads = FUNCTION[self.lanes.shape.activation], list(x_BI.mT.expand(self.lanes.lanes, -1, -1))
+        if self.alike:
+            return self._together(weights_T, grades, x_BI), [], []
         before, after = [], []
         for i, matrices in enumerate(_matrices(self.lanes.layout, weights_T)):
             z = [torch.mm(w, h) for w, h in zip(matrices, reads, strict=True)]
@@ -93,6 +97,19 @@ class DenseFunctions:
                 reads = rows.split(torch.addcmul(rows.ones_R1.to(x_BI), act(before[i]), rows.grades(grades[i])))
                 after.append(reads)
         return torch.stack(z), before, after
+
+    def _together(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor) -> Tensor:
+        """Logits [K, O, B] of lanes that are laid out alike."""
+        act, lanes, batch = FUNCTION[self.lanes.shape.activation], self.lanes.lanes, x_BI.shape[-2]
+        h_KIB = x_BI.mT.expand(lanes, -1, -1)
+        for i, matrices in enumerate(_stacks(self.lanes.layout, weights_T)):
+            z_KNB = _batched(matrices, h_KIB)
+            if i < self.lanes.hidden:
+                rows, units = self._rows(i, batch), z_KNB.shape[1]
+                z_RB = functional.pad(z_KNB, (0, 0, 1, rows.rests[0])).flatten(0, 1)
+                h_RB = torch.addcmul(rows.ones_R1.to(x_BI), act(z_RB), rows.grades(grades[i]))
+                h_KIB = h_RB.view(lanes, -1, batch)[:, : 1 + units]
+        return z_KNB
 
     def _rows(self, i: int, batch: int) -> Rows:
         return _laid(tuple(lane[i] for lane in self.lanes.sizes), batch)
@@ -155,3 +172,21 @@ def _matrices(layout: Layout, buffer_T: Tensor) -> list[list[Tensor]]:
         shapes = [parts[part] for parts in layout.shapes]
         found.append([next(pieces)[: rows * columns].view(rows, columns) for rows, columns in shapes])
     return found
+
+
+def _stacks(layout: Layout, buffer_T: Tensor) -> list[Tensor]:
+    """The matrices of lanes that are laid out alike, [K, rows, columns] a part."""
+    found = []
+    spans, lanes = _spans(layout), layout.lanes
+    parts = torch.split(buffer_T, [sum(spans[i : i + lanes]) for i in range(0, len(spans), lanes)])
+    for part, own_T in enumerate(parts):
+        rows, columns = layout.shapes[0][part]
+        found.append(own_T.view(lanes, -1)[:, : rows * columns].view(lanes, rows, columns))
+    return found
+
+
+def _batched(a_KNI: Tensor, b_KIB: Tensor) -> Tensor:
+    """One batched product; a lane alone runs beside a copy of itself, for torch has a kernel of its own for one."""
+    if len(a_KNI) > 1:
+        return torch.bmm(a_KNI, b_KIB)
+    return torch.bmm(a_KNI.expand(2, -1, -1), b_KIB.expand(2, -1, -1))[:1]

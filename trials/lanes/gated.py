@@ -42,10 +42,11 @@ class DenseProgram:
         *,
         gated: bool = False,
         growth: str = "fresh",
+        alike: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.shape, self.batch, self.gated, self.growth = shape, batch, gated, growth
+        self.shape, self.batch, self.gated, self.growth, self.alike = shape, batch, gated, growth, alike
         self.device, self.dtype = torch.device(device), dtype
 
     def begin(
@@ -75,7 +76,7 @@ class DenseProgram:
         self.dense.retune(hyper)
 
     def functions(self) -> Functions:
-        own = DenseFunctions(self.dense)
+        own = DenseFunctions(self.dense, alike=self.alike)
         learns = self.shape.learner == "feedback"
         return Functions(
             lane_T=self.dense.lane_T,

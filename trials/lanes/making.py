@@ -98,7 +98,9 @@ def make(
             maxima=maxima,
             learner=plan.training.learner,
         )
-        lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, **where)
+        # whatever bundle a lane is in: an interval is laid out for as much as it needs, the others for all
+        alike = plan.fractional and all(kind.membership != "interval" for kind in kinds)
+        lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, alike=alike, **where)
         lanes.begin(identities, [tuple(map(int, lane)) for lane in sizes], live)  # type: ignore[arg-type]
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)
