@@ -103,7 +103,7 @@ class DenseFunctions:
         act, lanes, batch = FUNCTION[self.lanes.shape.activation], self.lanes.lanes, x_BI.shape[-2]
         h_KIB = x_BI.mT.expand(lanes, -1, -1)
         for i, matrices in enumerate(_stacks(self.lanes.layout, weights_T)):
-            z_KNB = torch.bmm(matrices, h_KIB)
+            z_KNB = _batched(matrices, h_KIB)
             if i < self.lanes.hidden:
                 rows, units = self._rows(i, batch), z_KNB.shape[1]
                 z_RB = functional.pad(z_KNB, (0, 0, 1, rows.rests[0])).flatten(0, 1)
@@ -183,3 +183,10 @@ def _stacks(layout: Layout, buffer_T: Tensor) -> list[Tensor]:
         rows, columns = layout.shapes[0][part]
         found.append(own_T.view(lanes, -1)[:, : rows * columns].view(lanes, rows, columns))
     return found
+
+
+def _batched(a_KNI: Tensor, b_KIB: Tensor) -> Tensor:
+    """One batched product; a lane alone runs beside a copy of itself, for torch has a kernel of its own for one."""
+    if len(a_KNI) > 1:
+        return torch.bmm(a_KNI, b_KIB)
+    return torch.bmm(a_KNI.expand(2, -1, -1), b_KIB.expand(2, -1, -1))[:1]
