@@ -136,3 +136,20 @@ def test_the_last_move_of_a_falling_schedule_moves() -> None:
     path = [0.05, *(r.architecture["lr"] for r in reports)]
     jumps = [abs(math.log(b / a)) / math.log(1000) for a, b in itertools.pairwise(path) if a != b]
     assert jumps == pytest.approx([0.01, 0.005], rel=1e-6)
+
+
+@pytest.mark.parametrize(("membership", "activation"), [("band", "silu"), ("fuzzy", "relu"), ("nested", "tanh")])
+def test_lanes_laid_out_alike_are_themselves_alone(membership: str, activation: str) -> None:
+    """In batches of 32 and 64, for which torch multiplies a single pair of matrices otherwise than several."""
+    width = {"type": "width", "low": 2, "high": 7, "moved_by": "gradient"}
+    points = [{"width.0": 3.3 + k, "width.1": 5.6 - k} for k in range(3)]
+    for batch in (32, 64):
+        plan = plan_of(
+            MLP(layers=2, membership=membership, activation=activation),
+            {"width.0": width, "width.1": width},
+            Method(kind="unrolled", every=4, warmup=2),
+            training=Training(batch_size=batch, epochs=1, momentum=0.9, lr=0.02),
+        )
+        company = outcomes(trained(plan, *points))[0]
+        alone = outcomes(trained(plan, points[0]))[0]
+        assert (alone.point, alone.value) == (company.point, company.value)
