@@ -1,6 +1,6 @@
 """The controller of one search: it asks the sampler, packs bundles, tells outcomes, and writes every decision down.
 
-    >>> controller = Controller(search, log, plan, sampler, goal=Goal(trials=256), batch=16, lanes=8)
+    >>> controller = Controller(search, log, plan, sampler, budgets=Budgets(trials=256), batch=16, lanes=8)
     >>> bundle = controller.pull("worker-0")             # a Bundle, None (wait and ask again) or DONE
     >>> controller.finish(bundle, outcomes)
 
@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any
 
 from search_spaces import Point
-from service.goal import Goal, affordable, in_want
+from service.budgets import Budgets, affordable, in_want
 from service.samplers import Asked, History, NoRoom, Sampler
 from service.samplers.contract import Known
 from trials.ledger import epochs, most_flops
@@ -57,7 +57,7 @@ class Progress:
     best: Outcome | None
     spent: Spent
     wall_s: float
-    goal: Goal
+    budgets: Budgets
     done: bool
     failure: str | None
 
@@ -82,12 +82,12 @@ class Controller:
         plan: Plan,
         sampler: Sampler,
         *,
-        goal: Goal,
+        budgets: Budgets,
         batch: int,
         lanes: int,
     ) -> None:
         self.search, self.log, self.plan, self.sampler = search, log, plan, sampler
-        self.goal, self.batch, self.lanes = goal, batch, lanes
+        self.budgets, self.batch, self.lanes = budgets, batch, lanes
         self._changed = threading.Condition()
         self._generations: list[list[Trial]] = []
         self._infeasible: list[Point] = []
@@ -183,7 +183,7 @@ class Controller:
                 best=best_of(outcomes, self.plan.mode),
                 spent=sum((o.spent for o in outcomes), Spent(device_s=self._overhead_s)),
                 wall_s=self._wall(),
-                goal=self.goal,
+                budgets=self.budgets,
                 done=self._all_done(),
                 failure=self._failure or (self._fruitless() if self._all_done() else None),
             )
@@ -259,16 +259,16 @@ class Controller:
 
     def _finished_asking(self) -> bool:
         """Whether no generation will follow: no trials left, no time, or two generations in a row were empty."""
-        if self.goal.trials is not None and sum(map(len, self._generations)) >= self.goal.trials:
+        if self.budgets.trials is not None and sum(map(len, self._generations)) >= self.budgets.trials:
             return True
         if self._seconds_left() <= 0:
             return True
         return len(self._generations) >= 2 and not any(self._generations[-2:])
 
     def _room_for_trials(self) -> int:
-        if self.goal.trials is None:
+        if self.budgets.trials is None:
             return self.batch
-        return self.goal.trials - sum(map(len, self._generations))
+        return self.budgets.trials - sum(map(len, self._generations))
 
     def _affordable(self, points: Sequence[Point], generation: int) -> list[Point]:
         """The leading points that surely fit: what earlier generations spent, and bounds on what runs and what is new.
@@ -276,7 +276,7 @@ class Controller:
         Only outcomes of generations up to g - 2 are looked at, so that timing decides nothing. What the machine lost is
         counted as if trained, for a resumed search trains it again.
         """
-        if self.goal.flops is None and self.goal.epochs is None:
+        if self.budgets.flops is None and self.budgets.epochs is None:
             return list(points)
         flops = passes = 0.0
         for g, trials in enumerate(self._generations):
@@ -285,9 +285,9 @@ class Controller:
                 known = None if told is None or told.ending.retried else told
                 flops += known.spent.executed_flops if known else most_flops(self.plan, trial.point)
                 passes += epochs(self.plan, trial.point)
-        fitting = affordable(self.goal, self.plan, points, flops=flops, passes=passes)
+        fitting = affordable(self.budgets, self.plan, points, flops=flops, passes=passes)
         if len(fitting) < len(points):
-            self._too_dear = in_want(self.goal, self.plan, points)
+            self._too_dear = in_want(self.budgets, self.plan, points)
         return fitting
 
     # -- packing -----------------------------------------------------------------------------------------------------
@@ -400,12 +400,12 @@ class Controller:
     def _seconds_left(self) -> float:
         """Seconds that one worker may still train: of the wall, and its share of the device seconds left."""
         left = float("inf")
-        if self.goal.wall_seconds is not None:
-            left = self.goal.wall_seconds - self._wall()
-        if self.goal.device_seconds is not None:
+        if self.budgets.wall_seconds is not None:
+            left = self.budgets.wall_seconds - self._wall()
+        if self.budgets.device_seconds is not None:
             spent = self._overhead_s + sum(o.spent.device_s for o in self._told.values())
             spent += sum(time.time() - started for _, _, started in self._out.values())
-            left = min(left, (self.goal.device_seconds - spent) / (len(self._out) + 1))
+            left = min(left, (self.budgets.device_seconds - spent) / (len(self._out) + 1))
         return left
 
     # -- replay ------------------------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from service.executors import Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
 from service.graph_rules import without_unused
-from service.planning import device_of, goal_of, plan_of, sampler_of, threads_of
+from service.planning import budgets_of, device_of, plan_of, sampler_of, threads_of
 from service.samplers import Sampler
-from service.slot import Job
+from service.slot import Assignment
 from service.spec import SearchSpec, check
 from trials.calibrate import CANDIDATES, calibrate, is_plain
 from trials.plan import Plan
@@ -129,7 +129,7 @@ def _drive(
         with threads(threads_of(spec)):
             lanes, way, measured = _lanes(search, spec, plan_of(spec, task))
         plan = plan_of(spec, task, way)
-        job = Job(
+        job = Assignment(
             spec=spec.to_dict(),
             store=str(store.root.absolute()),
             search_id=search.id,
@@ -172,13 +172,15 @@ def make_controller(
         search.log_writer(epoch),
         plan,
         sampler or sampler_of(spec, plan),
-        goal=goal_of(spec),
+        budgets=budgets_of(spec),
         batch=spec.batch_size(),
         lanes=lanes,
     )
 
 
-def _crew(executor: Executor, make: Callable[[], Controller], job: Job, spec: SearchSpec, bench: Bench | None) -> Crew:
+def _crew(
+    executor: Executor, make: Callable[[], Controller], job: Assignment, spec: SearchSpec, bench: Bench | None
+) -> Crew:
     wanted = spec.resources
     if executor == "ray":
         from service.executors.ray_tune import RayWorkers

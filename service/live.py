@@ -80,19 +80,19 @@ class Live:
 
 def fraction(progress: Progress) -> float | None:
     """How much of the search is done: the share of whichever budget is nearest its end; None when none can be told."""
-    goal, spent = progress.goal, progress.spent
+    budgets, spent = progress.budgets, progress.spent
     pairs = (
-        (progress.finished, goal.trials),
-        (spent.executed_flops, goal.flops),
-        (spent.device_s, goal.device_seconds),
-        (progress.wall_s, goal.wall_seconds),
+        (progress.finished, budgets.trials),
+        (spent.executed_flops, budgets.flops),
+        (spent.device_s, budgets.device_seconds),
+        (progress.wall_s, budgets.wall_seconds),
     )
     return min(1.0, max(shares)) if (shares := [used / most for used, most in pairs if most]) else None
 
 
 def line(progress: Progress, rate: float, left: float | None) -> str:
     """A progress in one line; `rate` in trials a second, `left` in seconds."""
-    finished, most, best = progress.finished, progress.goal.trials, progress.best
+    finished, most, best = progress.finished, progress.budgets.trials, progress.best
     failed = finished - progress.endings.get("complete", 0) - progress.endings.get("pruned", 0)
     parts = [f"{finished}/{most} trials" if most else f"{finished} trials"]
     parts[0] += f" ({failed} failed)" if failed else ""

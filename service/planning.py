@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from service.goal import Goal
+from service.budgets import Budgets
 from service.samplers import Sampler, make_sampler
 from service.spec import SearchSpec
 from trials.plan import Plan
@@ -57,10 +57,10 @@ def threads_of(spec: SearchSpec) -> int:
     return max(1, int(spec.resources.cpus_per_worker))
 
 
-def goal_of(spec: SearchSpec) -> Goal:
+def budgets_of(spec: SearchSpec) -> Budgets:
     """When the search is over."""
     budget = spec.budget
-    return Goal(
+    return Budgets(
         trials=budget.trials,
         epochs=budget.epochs,
         flops=budget.flops,

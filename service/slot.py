@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Assignment:
     """All that a worker process needs to know, as plain data. `directory` is where the user's own modules are found,
     `way` how lanes with convolutions run, where the spec does not say it."""
 

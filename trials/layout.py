@@ -4,7 +4,9 @@
                                 lease.sqlite  lease.json
                                 log/<epoch>-<n>-<digest>.arrow
                                 metrics/<bundle>.<attempt>/part-<n>-<digest>.arrow | final-<n>-<digest>.arrow
-                                checkpoints/<bundle>.<attempt>.safetensors
+                                checkpoints/<bundle>.<attempt>-<step>-<digest>.safetensors
+                                goals/<version>.json
+    <root>/code/<sha256>.zip
 
 Numbers are padded with zeros, so that the order of names is the order of writing:
 
@@ -22,6 +24,7 @@ from pathlib import Path
 DIGITS = 16  # of the sha256 in a segment's name
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(rf".*-([0-9a-f]{{{DIGITS}}})\.arrow")
+_GOAL = re.compile(r"(\d{8})\.json")
 _LOG = re.compile(r"(\d+)-(\d+)-.*\.arrow")
 _PART = re.compile(r"(part|final)-(\d+)-.*\.arrow")
 
@@ -72,6 +75,27 @@ def checkpoints(search_path: Path) -> Path:
 def attempt(search_path: Path, bundle_id: str, attempt: int) -> Path:
     """The directory of what one attempt at a bundle measured."""
     return metrics(search_path) / f"{bundle_id}.{attempt}"
+
+
+def goals(search_path: Path) -> Path:
+    """The directory of a search's goals."""
+    return search_path / "goals"
+
+
+def goal_name(version: int) -> str:
+    """The file of a goal's version."""
+    return f"{version:08d}.json"
+
+
+def goal_version(name: str) -> int | None:
+    """The version that a file of goals holds; None for any other file."""
+    match = _GOAL.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def code(root: Path, digest: str) -> Path:
+    """The zip of some user's code, by the sha256 of its bytes."""
+    return root / "code" / f"{digest}.zip"
 
 
 def checkpoint(search_path: Path, bundle_id: str, attempt: int) -> Path:

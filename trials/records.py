@@ -2,6 +2,7 @@
 
     Trial    one point of the space, followed across rungs
     Bundle   trials of equal signature, trained together; one *lane* per (trial, replicate)
+    Start    the checkpoint that a bundle goes on from
     Report   what a trial measured at a step
     Outcome  how one attempt at a trial ended, and where gradients left its point
 
@@ -58,9 +59,18 @@ def trial_id(search_id: str, number: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """A checkpoint that another bundle's lanes, or some of them, go on from: whose it is, and after how many steps."""
+
+    bundle_id: str
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """Trials of equal signature that train as one program. `attempt` counts from 0; `seconds` is how long it may take
-    before its trials end as CANCELLED (None: without limit)."""
+    before its trials end as CANCELLED (None: without limit); `start` is where its lanes go on (None: at the start)."""
 
     search_id: str
     id: str
@@ -68,6 +78,7 @@ class Bundle:
     generation: int
     trials: tuple[Trial, ...]
     seconds: float | None = None
+    start: Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +132,18 @@ class Outcome:
     worker: str = ""
     checkpoint: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that an attempt's lanes are after `step` steps, as named tensors whose first axis is the lane or the trial
+    (`trials` gives the order), so that any of its trials can go on in another bundle."""
+
+    bundle_id: str
+    attempt: int
+    step: int
+    trials: tuple[int, ...]
+    tensors: Mapping[str, Any]
 
 
 def outcome_of(trial: Trial, bundle: Bundle, ending: Ending, **facts: Any) -> Outcome:

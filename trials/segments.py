@@ -80,6 +80,23 @@ def write_bytes(path: Path, payload: bytes | memoryview, *, replace: bool = Fals
         raise
 
 
+def write_once(path: Path, payload: bytes) -> None:
+    """A durable file at `path`, whole or not at all; of several writers one wins, the others raise FileExistsError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            _write_all(file.write, payload)
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+        try:
+            sync_directory(path.parent)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _write_all(write: Callable[[memoryview], int | None], payload: bytes | memoryview) -> None:
     rest = memoryview(payload)
     while len(rest):

@@ -29,9 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from search_spaces.faults import Invalid
-from trials import layout, rows, segments
+from trials import goals, layout, rows, segments
 from trials.attempts import AttemptWriter, is_closed
 from trials.attempts import tables as attempt_tables
+from trials.goals import Goal
 from trials.lease import Held, Lease, holder
 from trials.log import Event, LogWriter, last_epoch
 from trials.log import events as log_events
@@ -43,6 +44,7 @@ __all__ = [
     "Conflict",
     "Damaged",
     "Event",
+    "Goal",
     "Held",
     "Lease",
     "LogWriter",
@@ -160,6 +162,20 @@ class SearchStore:
     def checkpoint_path(self, bundle_id: str, attempt: int) -> Path:
         """Where an attempt's lanes belong."""
         return layout.checkpoint(self.path, bundle_id, attempt)
+
+    # -- the goal --------------------------------------------------------------------------------------------------
+
+    def goals(self) -> list[Goal]:
+        """Every version of what was wanted after the spec, in order."""
+        return goals.read(layout.goals(self.path), self._lost)
+
+    def goal_version(self) -> int:
+        """The version of what is wanted now: cheap, for whoever looks often; 0 is the spec's own."""
+        return goals.last_version(layout.goals(self.path))
+
+    def set_goal(self, goal: Goal) -> None:
+        """A new version of what is wanted, durable on return; raises `Conflict` where that version is there."""
+        goals.write(layout.goals(self.path), goal)
 
     # -- the log ---------------------------------------------------------------------------------------------------
 
@@ -293,9 +309,13 @@ class SearchStore:
         self._reader.forget()
         self._damaged.clear()
         self.log()
+        self.goals()
         for place in self.attempts():
             list(self._tables(place))
         return self.damaged
+
+    def _lost(self, damage: Damaged) -> None:
+        self._damaged[damage.path] = damage
 
     def _read(self, path: Path) -> pa.Table | None:
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from service.controller import Controller
-from service.slot import Job, serve
+from service.slot import Assignment, serve
 
 
 class Here:
     """Trains bundles in the thread that calls `run`."""
 
-    def __init__(self, controller: Controller, job: Job) -> None:
+    def __init__(self, controller: Controller, job: Assignment) -> None:
         self.controller, self.job = controller, job
 
     def run(self) -> None:

@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from service.controller import Controller, Done, SearchFailed
-from service.slot import Job, serve
+from service.slot import Assignment, serve
 from trials.allocator import keep_freed_memory
 from trials.records import Bundle, Outcome
 
@@ -116,7 +116,7 @@ class Bench:
 class LocalWorkers:
     """The workers of one search. Those that outlive it return to `bench`, where one is given."""
 
-    def __init__(self, controller: Controller, job: Job, workers: int, bench: Bench | None = None) -> None:
+    def __init__(self, controller: Controller, job: Assignment, workers: int, bench: Bench | None = None) -> None:
         self.controller, self.job, self.workers, self.bench = controller, job, workers, bench
         self._live: dict[str, Worker] = {}
         self._lock = threading.Lock()

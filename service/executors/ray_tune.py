@@ -29,7 +29,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from service.controller import Controller, Done, Progress, SearchFailed
-from service.slot import Job, serve
+from service.slot import Assignment, serve
 from trials.allocator import keep_freed_memory
 from trials.records import Bundle, Outcome
 
@@ -103,7 +103,7 @@ class RemoteController:
         return progress
 
 
-def slot(config: dict[str, Any], actor: Any = None, job: Job | None = None) -> None:
+def slot(config: dict[str, Any], actor: Any = None, job: Assignment | None = None) -> None:
     """The trainable: one worker slot, from its first bundle to its last."""
     assert job is not None
     end_with_node()
@@ -159,7 +159,7 @@ class _Silence(TrialProgressCallback):
 class RayWorkers:
     """Runs a search on Ray: started here, or the cluster that RAY_ADDRESS names."""
 
-    def __init__(self, make: Callable[[], Controller], job: Job, workers: int, cpus: float, gpus: float) -> None:
+    def __init__(self, make: Callable[[], Controller], job: Assignment, workers: int, cpus: float, gpus: float) -> None:
         self.job, self.workers, self.cpus, self.gpus = job, workers, cpus, gpus
         self._started = not ray.is_initialized()
         if self._started:

@@ -16,8 +16,8 @@ from typing import Any
 
 from search_spaces import Point, Space
 from search_spaces.networks import MLP
+from service.budgets import Budgets
 from service.controller import Controller, Done
-from service.goal import Goal
 from service.samplers import Asked, History, RandomSampler, Sampler
 from trials.ledger import most_flops
 from trials.plan import Plan
@@ -126,7 +126,7 @@ class Crew:
 
 
 def controlled(search: SearchStore, epoch: int = 1, **changes: Any) -> Controller:
-    settings: dict[str, Any] = {"goal": Goal(trials=24), "batch": 4, "lanes": 3, "sampler": Seeing(), **changes}
+    settings: dict[str, Any] = {"budgets": Budgets(trials=24), "batch": 4, "lanes": 3, "sampler": Seeing(), **changes}
     sampler: Sampler = settings.pop("sampler")
     return Controller(search, search.log_writer(epoch), settings.pop("plan", PLAN), sampler, **settings)
 

@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces import Point
+from service.budgets import Budgets
 from service.controller import MAX_RETRIES, Done, best_of
-from service.goal import Goal
 from service.samplers import Asked, History, ListedSampler, RandomSampler
 from trials.ledger import most_flops
 from trials.query import query
@@ -117,27 +117,27 @@ def test_two_generations_are_in_flight_and_never_three(search):
     workers=st.integers(1, 4),
 )
 def test_budgets_are_never_exceeded(trials, epochs, flops, share, batch, workers):
-    goal = Goal(trials=trials, epochs=epochs, flops=flops)
-    if goal == Goal():
-        goal = Goal(trials=9)
+    budgets = Budgets(trials=trials, epochs=epochs, flops=flops)
+    if budgets == Budgets():
+        budgets = Budgets(trials=9)
     with tempfile.TemporaryDirectory() as directory:
         search = Store(Path(directory)).create("s", {})
-        crew = Crew(controlled(search, goal=goal, batch=batch), workers=workers, share=share).run()
+        crew = Crew(controlled(search, budgets=budgets, batch=batch), workers=workers, share=share).run()
         outcomes = search.outcomes()
         progress = crew.controller.progress()
     assert progress.done
     assert progress.asked == progress.finished == len(outcomes)
     assert progress.spent.executed_flops == pytest.approx(sum(o.spent.executed_flops for o in outcomes))
     spent = progress.spent.executed_flops
-    assert len(outcomes) <= (goal.trials or math.inf)
-    assert 3 * len(outcomes) <= (goal.epochs or math.inf)
-    assert spent <= (goal.flops or math.inf)
+    assert len(outcomes) <= (budgets.trials or math.inf)
+    assert 3 * len(outcomes) <= (budgets.epochs or math.inf)
+    assert spent <= (budgets.flops or math.inf)
     # and what is left has no room for one trial more, of the costliest kind that there is
     costliest = max(most_flops(PLAN, {"width.0": 12, "lr": 1.0, "batch_size": b}) for b in (16, 32))
     assert (
-        len(outcomes) == goal.trials
-        or 3 * (len(outcomes) + 1) > (goal.epochs or math.inf)
-        or spent + costliest > (goal.flops or math.inf)
+        len(outcomes) == budgets.trials
+        or 3 * (len(outcomes) + 1) > (budgets.epochs or math.inf)
+        or spent + costliest > (budgets.flops or math.inf)
     )
 
 
@@ -146,19 +146,19 @@ def test_trials_of_equal_cost_fill_a_budget_exactly(store):
     for count in (1, 7, 8, 9):
         search = store.create(f"s{count}", {})
         points = [{"width.0": 5.0, "lr": 0.1 + i / 100, "batch_size": 16} for i in range(30)]
-        Crew(controlled(search, goal=Goal(flops=cost * (count + 0.5)), sampler=ListedSampler(points))).run()
+        Crew(controlled(search, budgets=Budgets(flops=cost * (count + 0.5)), sampler=ListedSampler(points))).run()
         assert [o.point for o in sorted(search.outcomes(), key=lambda o: o.number)] == points[:count]
 
 
 def test_a_sampler_without_more_points_ends_the_search(search):
     sampler = ListedSampler(RandomSampler(SPACE, seed=0).ask(History(), 6, 0).points)
-    crew = Crew(controlled(search, goal=Goal(trials=50), sampler=sampler)).run()
+    crew = Crew(controlled(search, budgets=Budgets(trials=50), sampler=sampler)).run()
     assert crew.controller.progress().done
     assert [p for generation in points_of(search) for p in generation] == sampler.points
 
 
 def test_when_the_time_is_up_nothing_more_begins(search):
-    crew = Crew(controlled(search, goal=Goal(wall_seconds=0.3), lanes=1))
+    crew = Crew(controlled(search, budgets=Budgets(wall_seconds=0.3), lanes=1))
     crew.held["x-0"] = crew.controller.pull("x-0", timeout=10)
     assert 0 < crew.held["x-0"].seconds <= 0.3
     time.sleep(0.35)
@@ -166,11 +166,11 @@ def test_when_the_time_is_up_nothing_more_begins(search):
     assert crew.held["x-1"].seconds == 0.0  # what was asked already: its trials end as cancelled
     progress = crew.run().controller.progress()
     assert (progress.asked, progress.finished, progress.done) == (8, 8, True)
-    assert controlled(search, 2, goal=Goal(wall_seconds=0.3)).over(), "time spent before counts"
+    assert controlled(search, 2, budgets=Budgets(wall_seconds=0.3)).over(), "time spent before counts"
 
 
 def test_device_seconds_are_those_told_and_those_running(search):
-    crew = Crew(controlled(search, goal=Goal(device_seconds=6.0), lanes=1), workers=1)  # half a second a trial
+    crew = Crew(controlled(search, budgets=Budgets(device_seconds=6.0), lanes=1), workers=1)  # half a second a trial
     crew.run()
     # twelve trials fill the budget; the generation that was open then still ends
     assert 12 <= crew.controller.progress().asked <= 12 + 2 * 4
@@ -186,7 +186,9 @@ def test_bundles_hold_equal_signatures_evenly_and_each_trial_once(batch, lanes, 
     with tempfile.TemporaryDirectory() as directory:
         search = Store(Path(directory)).create("s", {})
         sampler = RandomSampler(SPACE, seed=seed)
-        crew = Crew(controlled(search, goal=Goal(trials=2 * batch), batch=batch, lanes=lanes, sampler=sampler)).run()
+        crew = Crew(
+            controlled(search, budgets=Budgets(trials=2 * batch), batch=batch, lanes=lanes, sampler=sampler)
+        ).run()
         generations = points_of(search)
     assert sorted(t.number for bundle in crew.trained for t in bundle.trials) == list(range(2 * batch))
     assert len({bundle.id for bundle in crew.trained}) == len(crew.trained)
@@ -207,7 +209,7 @@ def test_bundles_hold_equal_signatures_evenly_and_each_trial_once(batch, lanes, 
 
 def with_zombie(search: SearchStore) -> tuple[Crew, Bundle, list[Outcome]]:
     """A search whose first worker was given up and is about to come back with lies."""
-    crew = Crew(controlled(search, goal=Goal(trials=8)))
+    crew = Crew(controlled(search, budgets=Budgets(trials=8)))
     zombie = crew.controller.pull("w-0-1", timeout=10)
     crew.controller.lost("w-0")
     crew.run()
@@ -223,7 +225,7 @@ def test_a_zombie_changes_nothing(search):
     after = crew.controller.progress()
     assert (after.best, after.endings, after.spent) == (progress.best, progress.endings, progress.spent)
     assert after.best.value == min(value for *_, value in before)
-    again = controlled(search, 2, goal=Goal(trials=8)).progress()
+    again = controlled(search, 2, budgets=Budgets(trials=8)).progress()
     assert (again.best, again.endings, again.done) == (progress.best, progress.endings, True)
     assert search.log() == log
     assert final(search) == before
@@ -239,7 +241,7 @@ def test_a_zombie_is_not_shown(store, search):
 
 def test_a_zombie_of_a_lone_trial_is_told_from_the_next_attempt(search):
     """The bundle's id is the same then, only the attempt differs."""
-    controller = controlled(search, goal=Goal(trials=1), lanes=1, batch=1)
+    controller = controlled(search, budgets=Budgets(trials=1), lanes=1, batch=1)
     crew = Crew(controller)
     zombie = controller.pull("w-0", timeout=10)
     controller.lost("w-0")
@@ -301,7 +303,7 @@ def dies_by_company(bundle: Bundle) -> bool:
 @pytest.mark.parametrize("untold", ["closed", "begun", "absent"])
 def test_from_every_prefix_of_the_log_the_same_trials_are_reached(search, tmp_path, untold):
     company: dict[str, Any] = {"ending": ending_by_company, "dies": dies_by_company}
-    how: dict[str, Any] = {"goal": Goal(trials=18), "batch": 6}
+    how: dict[str, Any] = {"budgets": Budgets(trials=18), "batch": 6}
     Crew(controlled(search, **how), lot=random.Random(7), **company).run()
     reached, length = final(search), len(search.log())
     assert len(reached) == 18
@@ -323,7 +325,7 @@ def test_from_every_prefix_of_the_log_the_same_trials_are_reached(search, tmp_pa
 
 def test_losses_are_counted_over_controllers(search):
     for epoch in range(1, MAX_RETRIES + 2):
-        controller = controlled(search, epoch, goal=Goal(trials=1), lanes=1, batch=1)
+        controller = controlled(search, epoch, budgets=Budgets(trials=1), lanes=1, batch=1)
         assert controller.progress().finished == 0
         assert controller.pull(f"w-{epoch}", timeout=10).attempt == epoch - 1
         controller.lost(f"w-{epoch}")
@@ -352,8 +354,8 @@ def points_of_undisturbed(search: SearchStore) -> list[list[Point]]:
 
 
 def test_a_higher_goal_goes_on_where_a_complete_search_ended(search):
-    Crew(controlled(search, goal=Goal(trials=12))).run()
-    Crew(controlled(search, 2, goal=Goal(trials=24))).run()
+    Crew(controlled(search, budgets=Budgets(trials=12))).run()
+    Crew(controlled(search, 2, budgets=Budgets(trials=24))).run()
     assert points_of(search) == points_of_undisturbed(search)
 
 

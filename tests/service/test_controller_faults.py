@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from controller_cases import PLAN, SPACE, Crew, Seeing, controlled, events, final, value_of
 
+from service.budgets import Budgets, at_least
 from service.controller import EQUAL_ERRORS, MAX_RETRIES, Done
-from service.goal import Goal, at_least
 from service.samplers import Asked, History, ListedSampler, NoRoom
 from trials.ledger import most_flops
 from trials.query import query
@@ -31,9 +31,9 @@ def search(store: Store) -> SearchStore:
 def test_a_lost_workers_bundle_is_halved_until_one_trial_alone_is_to_blame(store):
     search = store.create("s", {})
     points = [{"width.0": 4.0 + i, "lr": 0.1, "batch_size": 16} for i in range(4)]
-    goal, sampler = Goal(trials=4), ListedSampler(points)
+    budgets, sampler = Budgets(trials=4), ListedSampler(points)
     crew = Crew(
-        controlled(search, goal=goal, lanes=4, sampler=sampler), dies=lambda b: 2 in [t.number for t in b.trials]
+        controlled(search, budgets=budgets, lanes=4, sampler=sampler), dies=lambda b: 2 in [t.number for t in b.trials]
     )
     crew.run()
     tried = Counter(tuple(t.number for t in bundle.trials) for bundle in crew.trained)
@@ -96,7 +96,7 @@ def test_a_bundle_out_of_memory_is_halved_and_its_other_trials_are_kept(store, s
     def ending(bundle: Bundle, number: int) -> Ending:
         return Ending.OOM if number in (1, 2) and len(bundle.trials) > 1 else Ending.COMPLETE
 
-    crew = Crew(controlled(search, goal=Goal(trials=4), lanes=4, sampler=ListedSampler(points)), ending=ending)
+    crew = Crew(controlled(search, budgets=Budgets(trials=4), lanes=4, sampler=ListedSampler(points)), ending=ending)
     crew.run()
     assert Counter(tuple(t.number for t in b.trials) for b in crew.trained) == {(0, 1, 2, 3): 1, (1,): 1, (2,): 1}
     assert [(n, v) for n, _, _, v in final(search)] == [(n, value_of(p)) for n, p in enumerate(points)]
@@ -106,7 +106,9 @@ def test_a_bundle_out_of_memory_is_halved_and_its_other_trials_are_kept(store, s
 
 
 def test_memory_that_never_suffices_ends_as_out_of_memory(search):
-    crew = Crew(controlled(search, goal=Goal(trials=5)), ending=lambda b, n: Ending.OOM if n == 3 else Ending.COMPLETE)
+    crew = Crew(
+        controlled(search, budgets=Budgets(trials=5)), ending=lambda b, n: Ending.OOM if n == 3 else Ending.COMPLETE
+    )
     crew.run()
     tries = sum(3 in [t.number for t in b.trials] for b in crew.trained)
     assert MAX_RETRIES < tries <= MAX_RETRIES + 3
@@ -116,22 +118,22 @@ def test_memory_that_never_suffices_ends_as_out_of_memory(search):
 
 
 def test_a_run_of_equal_errors_stops_the_search_and_it_can_be_resumed(search):
-    goal = Goal(trials=100)
-    crew = Crew(controlled(search, goal=goal), workers=1, ending=lambda *_: Ending.ERROR).run()
+    budgets = Budgets(trials=100)
+    crew = Crew(controlled(search, budgets=budgets), workers=1, ending=lambda *_: Ending.ERROR).run()
     progress = crew.controller.progress()
     assert EQUAL_ERRORS <= progress.finished < EQUAL_ERRORS + 3
     assert not progress.done
     assert progress.failure == (
         "the last 16 trials all ended in the same error: ValueError: no Mend its cause, then resume the search."
     )
-    again = Crew(controlled(search, 2, goal=goal)).run().controller.progress()
+    again = Crew(controlled(search, 2, budgets=budgets)).run().controller.progress()
     assert again.failure is None
     assert again.endings == {"error": progress.finished, "complete": 100 - progress.finished}
 
 
 def test_errors_between_successes_stop_nothing(search):
     ending = lambda _, number: Ending.COMPLETE if number % 10 == 0 else Ending.ERROR  # noqa: E731
-    crew = Crew(controlled(search, goal=Goal(trials=60), batch=10, lanes=1), workers=1, ending=ending).run()
+    crew = Crew(controlled(search, budgets=Budgets(trials=60), batch=10, lanes=1), workers=1, ending=ending).run()
     assert crew.controller.progress().done
     assert crew.controller.progress().failure is None
 
@@ -185,47 +187,47 @@ def failed(crew: Crew) -> str:
 
 
 def test_a_search_whose_workers_all_die_says_so_and_trains_its_trials_again_when_resumed(search):
-    goal = Goal(trials=3)
-    crew = Crew(controlled(search, goal=goal), dies=lambda bundle: True).run()
+    budgets = Budgets(trials=3)
+    crew = Crew(controlled(search, budgets=budgets), dies=lambda bundle: True).run()
     assert crew.controller.progress().endings == {"preempted": 3}
     assert re.fullmatch(
         r"of its 3 trials none is complete \(3 preempted\); trial \d: its worker died 4 times while training it",
         failed(crew),
     )
-    again = controlled(search, 2, goal=goal)
+    again = controlled(search, 2, budgets=budgets)
     assert again.progress().endings == {}
     again.close()
     Crew(again).run()  # cut off before anything was told
-    final_crew = Crew(controlled(search, 3, goal=goal)).run()
+    final_crew = Crew(controlled(search, 3, budgets=budgets)).run()
     assert final_crew.controller.progress().endings == {"complete": 3}
     assert final_crew.controller.progress().failure is None
     assert {o.number: o.value for o in search.outcomes()} == {
         t["number"]: value_of(t["point"]) for body in events(search, "asked") for t in body["trials"]
     }
-    assert controlled(search, 4, goal=goal).progress().endings == {"complete": 3}
+    assert controlled(search, 4, budgets=budgets).progress().endings == {"complete": 3}
 
 
 def test_resuming_trains_only_lost_trials_again_and_gives_each_its_tries_anew(search):
     endings = {0: Ending.COMPLETE, 1: Ending.ERROR, 2: Ending.OOM}
-    goal = Goal(trials=3)
-    crew = Crew(controlled(search, goal=goal, lanes=1), ending=lambda _, number: endings[number]).run()
+    budgets = Budgets(trials=3)
+    crew = Crew(controlled(search, budgets=budgets, lanes=1), ending=lambda _, number: endings[number]).run()
     crew.controller.note("state", {"state": "failed", "why": "a reason"})
-    again = Crew(controlled(search, 2, goal=goal, lanes=1), ending=lambda _, number: endings[number]).run()
+    again = Crew(controlled(search, 2, budgets=budgets, lanes=1), ending=lambda _, number: endings[number]).run()
     assert [t.number for b in again.trained for t in b.trials] == [2] * (MAX_RETRIES + 1)
     assert again.controller.progress().endings == {"complete": 1, "error": 1, "oom": 1}
-    assert controlled(search, 3, goal=goal).progress().endings == {"complete": 1, "error": 1, "oom": 1}
+    assert controlled(search, 3, budgets=budgets).progress().endings == {"complete": 1, "error": 1, "oom": 1}
 
 
 def test_what_was_lost_stays_lost_once_the_time_is_up(search):
     """Trained again without any time, it would end as cancelled, which is never retried and does not say why."""
-    how: dict[str, Any] = {"goal": Goal(trials=3, wall_seconds=0.5), "lanes": 1}
+    how: dict[str, Any] = {"budgets": Budgets(trials=3, wall_seconds=0.5), "lanes": 1}
     crew = Crew(controlled(search, **how), dies=lambda bundle: True).run()
     time.sleep(0.6)
     failed(crew)
     again = controlled(search, 2, **how)
     assert again.pull("w-9") is Done.DONE
     assert again.progress().endings == {"preempted": 3}
-    longer: dict[str, Any] = {**how, "goal": Goal(trials=3, wall_seconds=600)}
+    longer: dict[str, Any] = {**how, "budgets": Budgets(trials=3, wall_seconds=600)}
     assert Crew(controlled(search, 3, **longer)).run().controller.progress().endings == {"complete": 3}
 
 
@@ -233,7 +235,7 @@ def test_lost_trials_that_are_trained_again_fit_the_budget(search):
     """A lost trial has spent nothing, but may yet: what it may spend is not for later generations to buy with."""
     cost = most_flops(PLAN, {"width.0": 5.0, "lr": 0.1, "batch_size": 16})
     points = [{"width.0": 5.0, "lr": 0.1 + i / 100, "batch_size": 16} for i in range(30)]
-    how: dict[str, Any] = {"goal": Goal(flops=12.5 * cost), "lanes": 1, "sampler": ListedSampler(points)}
+    how: dict[str, Any] = {"budgets": Budgets(flops=12.5 * cost), "lanes": 1, "sampler": ListedSampler(points)}
     crew = Crew(controlled(search, **how), dies=lambda b: any(t.number < 6 for t in b.trials)).run()
     assert crew.controller.progress().endings == {"preempted": 6, "complete": 6}
     crew.controller.note("state", {"state": "failed", "why": "a reason"})
@@ -243,7 +245,7 @@ def test_lost_trials_that_are_trained_again_fit_the_budget(search):
 
 
 def test_a_machine_that_kills_every_worker_stops_the_search_before_it_asks_for_all(search):
-    crew = Crew(controlled(search, goal=Goal(trials=100)), dies=lambda bundle: True).run()
+    crew = Crew(controlled(search, budgets=Budgets(trials=100)), dies=lambda bundle: True).run()
     progress = crew.controller.progress()
     assert not progress.done
     assert EQUAL_ERRORS <= progress.endings["preempted"] < EQUAL_ERRORS + 3
@@ -254,13 +256,15 @@ def test_a_budget_that_buys_no_trial_is_told_with_what_one_needs(store):
     """Points are bought in order, so it is the first that a budget must reach; and what is told does reach it."""
     points = [{"width.0": width, "lr": 0.1, "batch_size": 16} for width in (6.0, 3.0, 12.0)]
     need, sampler = at_least(most_flops(PLAN, points[0])), ListedSampler(points)
-    crew = Crew(controlled(store.create("a", {}), goal=Goal(flops=1000.0, epochs=2), batch=3, sampler=sampler)).run()
+    crew = Crew(
+        controlled(store.create("a", {}), budgets=Budgets(flops=1000.0, epochs=2), batch=3, sampler=sampler)
+    ).run()
     assert crew.controller.progress().done
     assert failed(crew) == (
         "no trial was asked, the budget is too small for one; the first of 3 points needs budget.flops of "
         f"{need}, not 1000; the first of 3 points needs budget.epochs of 3, not 2"
     )
-    crew = Crew(controlled(store.create("b", {}), goal=Goal(flops=float(need)), batch=3, sampler=sampler)).run()
+    crew = Crew(controlled(store.create("b", {}), budgets=Budgets(flops=float(need)), batch=3, sampler=sampler)).run()
     assert crew.controller.progress().endings == {"complete": 1}
 
 
@@ -273,7 +277,7 @@ def test_a_budget_that_is_told_buys_what_costs_so_much(least, told):
 
 
 def test_a_lost_worker_s_last_words_are_told(search):
-    controller = controlled(search, goal=Goal(trials=1), batch=1)
+    controller = controlled(search, budgets=Budgets(trials=1), batch=1)
     for i in range(MAX_RETRIES + 1):
         assert isinstance(controller.pull(f"w-{i}", timeout=10), Bundle)
         controller.lost(f"w-{i}", "a long tale\nnothing (killed by SIGKILL)")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from search_spaces import Space
+from service.budgets import Budgets
 from service.controller import Controller, Done
-from service.goal import Goal
 from service.samplers import make_sampler
 from trials.plan import Plan
 from trials.query import query
@@ -63,8 +63,8 @@ def train(search: SearchStore, bundle: Bundle, fate: Fate) -> list[Outcome] | No
 
 def search_through(search: SearchStore, fate: Fate, epoch: int = 1) -> Controller:
     sampler = make_sampler("random", SPACE, seed=0)
-    writer, goal = search.log_writer(epoch), Goal(trials=18)
-    controller = Controller(search, writer, PLAN, sampler, goal=goal, batch=6, lanes=4)
+    writer, goal = search.log_writer(epoch), Budgets(trials=18)
+    controller = Controller(search, writer, PLAN, sampler, budgets=goal, batch=6, lanes=4)
     for worker in map(str, itertools.count()):
         bundle = controller.pull(worker)
         if isinstance(bundle, Done):

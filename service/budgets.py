@@ -1,0 +1,53 @@
+"""When a search is over, and which points what is left of its budgets can buy.
+
+>>> affordable(Budgets(flops=1e9), plan, points, flops=9e8, passes=0.0)      # the leading ones that surely fit
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
+
+from search_spaces import Point
+from trials.ledger import epochs, most_flops
+from trials.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """When a search is over: at the first of its budgets. Trials, epochs and FLOPs are never overrun."""
+
+    trials: int | None = None
+    epochs: float | None = None
+    flops: float | None = None
+    device_seconds: float | None = None
+    wall_seconds: float | None = None
+
+
+def affordable(budgets: Budgets, plan: Plan, points: Sequence[Point], *, flops: float, passes: float) -> list[Point]:
+    """The leading points that fit beside `flops` and `passes` over the data, which are spent or spoken for."""
+    fitting: list[Point] = []
+    for point in points:
+        flops += most_flops(plan, point)
+        passes += epochs(plan, point)
+        if flops > (budgets.flops or math.inf) or passes > (budgets.epochs or math.inf):
+            break
+        fitting.append(point)
+    return fitting
+
+
+def in_want(budgets: Budgets, plan: Plan, points: Sequence[Point]) -> str:
+    """What budget would have bought the first of the points, which none after it can precede, in words."""
+    words = ""
+    for name, cost, budget in (("flops", most_flops, budgets.flops), ("epochs", epochs, budgets.epochs)):
+        least = cost(plan, points[0])
+        if budget is not None and least > budget:
+            words += f"; the first of {len(points)} points needs budget.{name} of {at_least(least)}, not {budget:.4g}"
+    return words
+
+
+def at_least(least: float) -> str:
+    """Four digits of a number, rounded up: as a budget they buy what costs so much."""
+    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(Decimal(least))):.4g}"
