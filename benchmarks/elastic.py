@@ -30,7 +30,7 @@ from benchmarks.machine import facts, square_gflops
 from benchmarks.timing import LEAST, Work, ratio, rounds, seconds
 from search_spaces.networks import MLP, ConvNet, Network, Residual
 from trials.allocator import keep_freed_memory
-from trials.calibrate import free_memory
+from trials.room import free_memory
 from trials.training import WAYS
 
 Row = dict[str, Any]

@@ -54,7 +54,7 @@ from trials.hypergradients.method import Method
 from trials.hypergradients.moves import Moves
 from trials.noise import fold, normal
 from trials.plan import Plan
-from trials.records import Bundle, Outcome, Trial
+from trials.records import Bundle, Outcome, Report, Trial
 from trials.tasks import Task, load
 from trials.train import Trainer, threads
 from trials.training import Training
@@ -155,7 +155,7 @@ def trained(plan: Plan, points: Starts) -> list[tuple[Outcome, list[float]]]:
     for record in Trainer(plan).train(bundle):
         if isinstance(record, Outcome):
             outcomes.append(record)
-        elif record.architecture:
+        elif isinstance(record, Report) and record.architecture:
             paths[record.trial_id].append(math.exp(np.mean(np.log([record.architecture[gate] for gate in GATES]))))
     if broken := next((outcome.error for outcome in outcomes if outcome.ending == "error"), None):
         raise RuntimeError(broken)

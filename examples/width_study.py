@@ -43,7 +43,7 @@ from width_tables import Run, Split, as_markdown, draw, ranked
 
 from search_spaces import Invalid, Point, Space
 from search_spaces.networks import MLP
-from service.controller import best_of
+from service.progress import best_of
 from service.samplers import History, ListedSampler, Sampler, make_sampler
 from service.samplers.contract import Known
 from service.samplers.random import draw as random_point

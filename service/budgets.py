@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from decimal import ROUND_CEILING, Context, Decimal
+from typing import Any, Self
 
 from search_spaces import Point
 from trials.ledger import epochs, most_flops
@@ -24,6 +25,11 @@ class Budgets:
     flops: float | None = None
     device_seconds: float | None = None
     wall_seconds: float | None = None
+
+    @classmethod
+    def of(cls, budget: Mapping[str, Any]) -> Self:
+        """From the plain data of a spec's section, or of a goal."""
+        return cls(**{item.name: budget.get(item.name) for item in fields(cls)})
 
 
 def affordable(budgets: Budgets, plan: Plan, points: Sequence[Point], *, flops: float, passes: float) -> list[Point]:

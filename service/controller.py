@@ -7,64 +7,38 @@
 Points are asked in *generations* of a fixed size; generation g knows the outcomes of generations up to g - 2, and of
 g - 1 only that it runs. So two generations are in flight, workers do not idle, and the same seed gives the same trials
 whatever the number of workers or lanes. Everything here is rebuilt by replaying the log: the log is the only history.
+
+A goal that is adopted is an event of the log too. It changes the generations that are asked after it, so a replay asks
+them as they were, or would have been, asked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from search_spaces import Point
+from search_spaces import Point, Space
 from service.budgets import Budgets, affordable, in_want
+from service.packing import Checkpoints, halves, packed
+from service.progress import DONE, Done, Progress, SearchFailed, best_of, last_line
+from service.replay import Past
 from service.samplers import Asked, History, NoRoom, Sampler
 from service.samplers.contract import Known
+from trials.goals import Goal
 from trials.ledger import epochs, most_flops
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Spent, Trial, outcome_of
 from trials.store import LogWriter, SearchStore
 
+__all__ = ["DONE", "Controller", "Done", "Progress", "SearchFailed"]
+
 MAX_RETRIES = 3
 EQUAL_ERRORS = 16  # so many trials in a row that end in the same error stop the search
-
-
-class Done(Enum):
-    """The answer to a pull when no bundle will come any more."""
-
-    DONE = "done"
-
-
-DONE = Done.DONE
-
-
-class SearchFailed(RuntimeError):
-    """The search cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a search is."""
-
-    asked: int
-    endings: dict[str, int]
-    running: int
-    best: Outcome | None
-    spent: Spent
-    wall_s: float
-    budgets: Budgets
-    done: bool
-    failure: str | None
-
-    @property
-    def finished(self) -> int:
-        """Trials that ended, however."""
-        return sum(self.endings.values())
 
 
 class Controller:
@@ -73,6 +47,7 @@ class Controller:
     Args:
         batch: the size of a generation.
         lanes: the greatest number of trials in a bundle.
+        narrow: the sampler in a narrower space; without it such goals change nothing of what is asked.
     """
 
     def __init__(
@@ -85,21 +60,26 @@ class Controller:
         budgets: Budgets,
         batch: int,
         lanes: int,
+        narrow: Callable[[Space], Sampler] | None = None,
     ) -> None:
         self.search, self.log, self.plan, self.sampler = search, log, plan, sampler
-        self.budgets, self.batch, self.lanes = budgets, batch, lanes
+        self.budgets, self.batch, self.lanes, self.narrow = budgets, batch, lanes, narrow
+        self.goal = Goal(workers=0)
+        self._space: Space | None = None  # the narrowed one
+        self._extended_at = 0  # generations that were asked when the budget was raised last
+        self._checkpoints = Checkpoints(search)
         self._changed = threading.Condition()
         self._generations: list[list[Trial]] = []
         self._infeasible: list[Point] = []
         self._told: dict[int, Outcome] = {}
         self._queue: deque[Bundle] = deque()
         self._out: dict[str, tuple[Bundle, str, float]] = {}
-        self._gone: list[str] = []
+        self._gone: list[str] = []  # lost, overdue or retired
         self._attempts: Counter[str] = Counter()
         self._losses: Counter[int] = Counter()
         self._settled = 0  # leading generations whose trials have all ended
         self._failure: str | None = None
-        self._closing = False
+        self._closing = self._draining = False
         self._wall_before = self._overhead_s = 0.0
         self._began = time.monotonic()
         self._recent_errors: deque[str | None] = deque(maxlen=EQUAL_ERRORS)
@@ -114,7 +94,7 @@ class Controller:
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
-                if self._failure or self._closing or any(_is_of(worker, gone) for gone in self._gone):
+                if self._shut() or any(_is_of(worker, gone) for gone in self._gone):
                     return DONE
                 if self._queue:
                     return self._hand_out(worker)
@@ -145,22 +125,71 @@ class Controller:
         """A worker, named in full or by a leading part, is gone: what it had is handed out again in halves, or ends as
         PREEMPTED after enough tries. `words` are its last ones."""
         with self._writing():
-            self._gone.append(worker)  # its last pull may still wait here, and must not be given a bundle
-            for bundle, holder, started in list(self._out.values()):
-                if _is_of(holder, worker):
-                    del self._out[bundle.id]
-                    self._give_up(bundle, started, words)
+            for bundle, started in self._given_up(worker, "lost"):
+                again = [trial.number for trial in bundle.trials if self._may_retry(bundle, trial.number)]
+                self._requeue(bundle, again)
+                said = f"; the last one said: {line}" if (line := words.strip().rpartition("\n")[2]) else ""
+                errors = {
+                    trial.number: f"its worker died {self._losses[trial.number]} times while training it{said}"
+                    for trial in bundle.trials
+                    if trial.number not in again
+                }
+                self._end(bundle, Ending.PREEMPTED, errors, started)
+
+    def overdue(self, worker: str, words: str = "") -> None:
+        """A worker was ended because its bundle took too long: a trial that was alone ends as TIMEOUT with those words,
+        several are handed out again in halves."""
+        with self._writing():
+            for bundle, started in self._given_up(worker, "overdue"):
+                if len(bundle.trials) > 1:
+                    self._requeue(bundle, [trial.number for trial in bundle.trials])
+                else:
+                    self._end(bundle, Ending.TIMEOUT, {bundle.trials[0].number: words}, started)
+
+    def retire(self, worker: str) -> None:
+        """That worker, named in full or by a leading part, is to leave: it may finish what it has, and is given nothing
+        more."""
+        with self._changed:
+            self._gone.append(worker)
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Ask and hand out nothing more; what runs may finish. A goal that wants the search to run lifts it."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Hand out nothing more: what runs may finish, the search can be resumed."""
+        """The same for good: the search can be resumed by another controller."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
 
+    def adopt(self, goal: Goal) -> None:
+        """Follow a later version of the goal from now on: its budget, and its space for what is asked from now on."""
+        with self._writing():
+            if goal.version > self.goal.version:
+                told = {"version": goal.version, "state": goal.state, "workers": goal.workers}
+                self.log.append("goal", {**told, "budget": dict(goal.budget), "space": goal.space})
+                self._follow(goal, len(self._generations))
+
+    def _follow(self, goal: Goal, generations: int) -> None:
+        if goal.state == "run":
+            self._draining = False
+        if (budgets := Budgets.of(goal.budget)) != self.budgets:
+            self.budgets, self._extended_at, self._too_dear = budgets, generations, ""
+        if goal.space is not None and goal.space != self.goal.space and self.narrow is not None:
+            self._space = Space.from_dict(goal.space)
+            self.sampler = self.narrow(self._space)
+        self.goal = goal
+
     def over(self) -> bool:
         """Whether a new worker would have nothing to do; cheap, for whoever looks often."""
         with self._changed:
-            return bool(self._failure) or self._closing or self._all_done()
+            return self._shut() or self._all_done()
+
+    def _shut(self) -> bool:
+        return bool(self._failure) or self._closing or self._draining
 
     def _all_done(self) -> bool:
         return not self._out and not self._queue and self._finished_asking()
@@ -186,6 +215,7 @@ class Controller:
                 budgets=self.budgets,
                 done=self._all_done(),
                 failure=self._failure or (self._fruitless() if self._all_done() else None),
+                goal=self.goal.version,
             )
 
     # -- asking ------------------------------------------------------------------------------------------------------
@@ -194,21 +224,24 @@ class Controller:
         """Opens each generation as soon as its turn has come; the sampler thinks while workers train."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._over() or self._all_told(len(self._generations) - 2))
-                if self._over():
-                    self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closing or self._may_ask())
+                if self._closing:
                     return
-                generation = len(self._generations)
+                generation, goal, sampler = len(self._generations), self.goal, self.sampler
                 history, room = self._history(generation), self._room_for_trials()
             try:
-                asked = self.sampler.ask(history, min(self.batch, room), generation)
+                asked = sampler.ask(history, min(self.batch, room), generation)
                 with self._writing():
-                    if not self._over():  # the time may have run out while the sampler thought
+                    # the time may have run out while the sampler thought, or something else be wanted by now
+                    if self._may_ask() and self.goal is goal:
                         self._open(asked, generation)
             except Exception as error:
                 with self._changed:
                     self._failure = str(error) if isinstance(error, NoRoom) else f"the sampler failed: {error!r}"
                     self._changed.notify_all()
+
+    def _may_ask(self) -> bool:
+        return not self._shut() and not self._finished_asking() and self._all_told(len(self._generations) - 2)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -222,9 +255,6 @@ class Controller:
             finally:
                 self._changed.notify_all()
 
-    def _over(self) -> bool:
-        return bool(self._failure) or self._closing or self._finished_asking()
-
     def _open(self, asked: Asked, generation: int) -> None:
         """Write a generation down, then queue it."""
         points = self._affordable(asked.points, generation)
@@ -234,7 +264,7 @@ class Controller:
         self.log.append("asked", {"generation": generation, "trials": plain, "infeasible": asked.infeasible})
         self._generations.append(trials)
         self._infeasible += asked.infeasible
-        self._pack(trials, generation)
+        self._queue.extend(packed(self.plan, trials, lanes=self.lanes, generation=generation))
 
     def _trial(self, number: int, point: Point) -> Trial:
         return Trial(search_id=self.search.id, number=number, point=point, seed=self.plan.seed)
@@ -247,7 +277,12 @@ class Controller:
                 failed = outcome is not None and outcome.ending is not Ending.COMPLETE
                 value = outcome.value if outcome is not None else None
                 known.append(Known(number=trial.number, point=trial.point, value=value, failed=failed, generation=g))
-        return History(trials=known, infeasible=self._infeasible)
+        if self._space is None:
+            return History(trials=known, infeasible=self._infeasible)
+        return History(
+            trials=[trial for trial in known if not self._space.faults(trial.point)],
+            infeasible=[point for point in self._infeasible if not self._space.faults(point)],
+        )
 
     def _all_told(self, generation: int) -> bool:
         """Whether every trial up to and including that generation has ended."""
@@ -258,12 +293,13 @@ class Controller:
         return self._settled > generation
 
     def _finished_asking(self) -> bool:
-        """Whether no generation will follow: no trials left, no time, or two generations in a row were empty."""
+        """Whether no generation will follow: no trials left, no time, or two generations in a row were empty (since the
+        budget was raised last)."""
         if self.budgets.trials is not None and sum(map(len, self._generations)) >= self.budgets.trials:
             return True
         if self._seconds_left() <= 0:
             return True
-        return len(self._generations) >= 2 and not any(self._generations[-2:])
+        return len(self._generations) - self._extended_at >= 2 and not any(self._generations[-2:])
 
     def _room_for_trials(self) -> int:
         if self.budgets.trials is None:
@@ -292,26 +328,6 @@ class Controller:
 
     # -- packing -----------------------------------------------------------------------------------------------------
 
-    def _pack(self, trials: Sequence[Trial], generation: int) -> None:
-        """Bundles of equal signature and, where lanes are padded, of one shape class: the costliest trials first and
-        spread evenly."""
-        alike: dict[object, list[Trial]] = {}
-        for trial in trials:
-            key = (self.plan.space.signature(trial.point), self.plan.shape_class(trial.point))
-            alike.setdefault(key, []).append(trial)
-        for group in alike.values():
-            ranked = sorted(group, key=lambda t: (-most_flops(self.plan, t.point), t.number))
-            count = -(-len(ranked) // self.lanes)
-            for i in range(count):
-                self._enqueue(ranked[i::count], generation)
-
-    def _enqueue(self, trials: Sequence[Trial], generation: int, *, front: bool = False) -> None:
-        members = tuple(sorted(trials, key=lambda t: t.number))
-        numbers = ",".join(str(t.number) for t in members)
-        bundle_id = f"b{members[0].number:06d}-{hashlib.sha256(numbers.encode()).hexdigest()[:8]}"
-        bundle = Bundle(search_id=self.search.id, id=bundle_id, generation=generation, trials=members)
-        (self._queue.appendleft if front else self._queue.append)(bundle)
-
     def _hand_out(self, worker: str) -> Bundle:
         bundle = self._queue.popleft()
         seconds = self._seconds_left()
@@ -331,6 +347,7 @@ class Controller:
         self.log.append("told", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": [o.number for o in fresh]})
         for outcome in fresh:
             self._take(outcome)
+        self._checkpoints.drop(self._told)
 
     def _take(self, outcome: Outcome) -> None:
         self._told[outcome.number] = outcome
@@ -360,37 +377,35 @@ class Controller:
 
     def _requeue(self, bundle: Bundle, numbers: Sequence[int]) -> None:
         trials = [t for t in bundle.trials if t.number in set(numbers)]
-        half = -(-len(trials) // 2)
-        for part in (trials[:half], trials[half:]):
-            if part:
-                self._enqueue(part, bundle.generation, front=True)
+        self._queue.extendleft(halves(trials, bundle.generation, self._checkpoints.starts()) if trials else ())
 
-    def _give_up(self, bundle: Bundle, started: float, words: str) -> None:
-        numbers = [t.number for t in bundle.trials]
-        self.log.append("failed", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers, "why": "lost"})
-        again = [number for number in numbers if self._may_retry(bundle, number)]
-        self._requeue(bundle, again)
+    def _given_up(self, worker: str, why: str) -> Iterator[tuple[Bundle, float]]:
+        """What a worker that is gone had in hand, and since when; each is written down."""
+        self._gone.append(worker)  # its last pull may still wait here, and must not be given a bundle
+        for bundle, holder, started in list(self._out.values()):
+            if _is_of(holder, worker):
+                del self._out[bundle.id]
+                numbers = [trial.number for trial in bundle.trials]
+                event = {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers, "why": why}
+                self.log.append("failed", event)
+                yield bundle, started
+
+    def _end(self, bundle: Bundle, ending: Ending, errors: dict[int, str], started: float) -> None:
+        """Tell of trials that no worker will tell of, in an attempt of their own."""
+        if not errors:
+            return
         bundle = replace(bundle, attempt=self._attempts[bundle.id])
-        times = {"started": started, "ended": time.time()}
-        said = f"; the last one said: {line}" if (line := words.strip().rpartition("\n")[2]) else ""
+        self._attempts[bundle.id] += 1
         outcomes = [
-            outcome_of(
-                trial,
-                bundle,
-                Ending.PREEMPTED,
-                error=f"its worker died {self._losses[trial.number]} times while training it{said}",
-                **times,
-            )
-            for trial in bundle.trials
-            if trial.number not in again
+            outcome_of(t, bundle, ending, error=errors[t.number], started=started, ended=time.time())
+            for t in bundle.trials
+            if t.number in errors
         ]
-        if outcomes:
-            self._attempts[bundle.id] += 1
-            writer = self.search.attempt_writer(bundle.id, bundle.attempt)
-            for outcome in outcomes:
-                writer.append(outcome)
-            writer.close()
-            self._tell(bundle, outcomes)
+        writer = self.search.attempt_writer(bundle.id, bundle.attempt)
+        for outcome in outcomes:
+            writer.append(outcome)
+        writer.close()
+        self._tell(bundle, outcomes)
 
     # -- time --------------------------------------------------------------------------------------------------------
 
@@ -412,25 +427,14 @@ class Controller:
 
     def _replay(self) -> None:
         events = self.search.log()
-        by_epoch: dict[int, list[float]] = {}
-        since: dict[int, int] = {}  # by trial: how often the search had failed when it was told
-        failures = 0
-        for event in events:
-            by_epoch.setdefault(event.epoch, []).append(event.time)
-            if event.kind == "told":
-                since.update(dict.fromkeys(event.body["numbers"], failures))
-            elif event.kind == "state" and event.body["state"] == "failed":
-                failures += 1
-                self._losses.clear()  # their cause is held to be mended
-            if event.kind == "asked":
-                self._generations.append([self._trial(t["number"], t["point"]) for t in event.body["trials"]])
-                self._infeasible += event.body["infeasible"]
-            elif event.kind == "calibrated":
-                self._overhead_s += event.body["device_s"]
-            elif event.kind == "failed":
-                self._losses.update(event.body["numbers"])
-                self._attempts[event.body["bundle"]] = event.body["attempt"] + 1  # its worker may yet begin it
-        self._wall_before = sum(max(times) - min(times) for times in by_epoch.values())
+        past = Past.of(events)
+        for body in past.asked:
+            self._generations.append([self._trial(t["number"], t["point"]) for t in body["trials"]])
+            self._infeasible += body["infeasible"]
+        for generation, goal in past.goals:
+            self._follow(goal, generation)
+        self._overhead_s, self._wall_before = past.overhead_s, past.wall_s
+        self._attempts, self._losses = past.attempts, past.losses
         if not self._generations:
             return
         for bundle_id, attempt in self.search.attempts():
@@ -444,28 +448,19 @@ class Controller:
                 untold.setdefault((outcome.bundle_id, outcome.attempt), []).append(outcome)
         if self._seconds_left() > 0:  # else they would end as cancelled, and why they were lost be forgotten
             for outcome in list(self._told.values()):
-                if outcome.ending.retried and since[outcome.number] < failures:
+                if outcome.ending.retried and past.failures_before[outcome.number] < past.failures:
                     del self._told[outcome.number]  # it is trained again
         for (bundle_id, attempt), outcomes in untold.items():
             # closed before its controller could tell it: an acknowledged result is never lost
             bundle = Bundle(search_id=self.search.id, id=bundle_id, attempt=attempt, generation=0, trials=())
             self._tell(bundle, outcomes)
+        starts = self._checkpoints.starts()
+        self._checkpoints.drop(self._told)
         for generation, trials in enumerate(self._generations):
-            self._pack([t for t in trials if t.number not in self._told], generation)
+            left = [t for t in trials if t.number not in self._told]
+            self._queue.extend(packed(self.plan, left, lanes=self.lanes, generation=generation, starts=starts))
 
 
 def _is_of(worker: str, name: str) -> bool:
     """Whether `name` is the worker's, in full or by a leading part."""
     return f"{worker}-".startswith(f"{name}-")
-
-
-def last_line(outcome: Outcome) -> str:
-    """The end of an outcome's error, where the cause stands."""
-    return (outcome.error or "").strip().rpartition("\n")[2]
-
-
-def best_of(outcomes: Sequence[Outcome], mode: str) -> Outcome | None:
-    """The complete outcome with the best value; the earliest asked among equals."""
-    sign = 1.0 if mode == "min" else -1.0
-    complete = [o for o in outcomes if o.ending is Ending.COMPLETE and o.value is not None]
-    return min(complete, key=lambda o: (sign * (o.value or 0.0), o.number), default=None)

@@ -51,7 +51,7 @@ def document(path: Path) -> dict[str, Any]:
         raise Invalid([f"{path}: must be UTF-8 text, but byte {error.start} is not; save it as UTF-8."]) from None
     except (OSError, ValueError) as error:
         raise Invalid([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}."]) from None
-    data = _json(text, str(path)) if path.suffix.lower() == ".json" else parse_yaml(text, str(path))
+    data = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_yaml(text, str(path))
     if data is None:
         raise Invalid([f"{path}: must hold a mapping such as {{task: ..., space: ..., budget: ...}}, but is empty."])
     if not isinstance(data, dict):
@@ -96,7 +96,8 @@ def _at(where: str, mark: Any) -> str:
     return f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
 
 
-def _json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
+    """Plain data from JSON, each key of an object once; None where the text is empty. Raises `Invalid`."""
     twice: list[str] = []
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,9 @@
 
 The driver holds the store's lease while it runs: a second one is refused. Whatever happens to it, what was told is in
 the store, and `resume` goes on exactly as if nothing had happened.
+
+While it runs it looks for changes of the goal, which anybody who can write to the store may make (`service.goal`): it
+pauses, stops, cancels, scales, extends and narrows the search as they say.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import contextlib
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,14 +29,17 @@ from service.controller import Controller, Progress, SearchFailed
 from service.executors import Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
+from service.goal import wanted
 from service.graph_rules import without_unused
 from service.planning import budgets_of, device_of, plan_of, sampler_of, threads_of
+from service.progress import stored
 from service.samplers import Sampler
 from service.slot import Assignment
 from service.spec import SearchSpec, check
 from trials.calibrate import CANDIDATES, calibrate, is_plain
+from trials.goals import Goal
 from trials.plan import Plan
-from trials.store import Conflict, SearchStore, Store
+from trials.store import IDLE, Conflict, SearchStore, Store
 from trials.tasks import Task
 from trials.train import threads
 from trials.training import WAYS
@@ -40,16 +47,20 @@ from trials.training import WAYS
 Executor = Literal["local", "ray", "here"]
 Watch = Callable[[Progress], None]
 TICK = 0.25  # seconds between looks at the progress
+LOOK = 0.5  # seconds between looks at the goal
+CHECKPOINT_EVERY = 10.0  # seconds between checkpoints of lanes: what a killed worker costs at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a run ended. `state` is complete, interrupted (resumable) or failed."""
+    """How a run ended. `state` is complete, failed, interrupted (resumable), or as its goal wanted: paused, stopped or
+    cancelled (resumable, once the goal is to run). `goal` is the version that it followed."""
 
     search_id: str
     state: str
     progress: Progress
     lanes: int
+    goal: int = 0
 
 
 def new_search_id(name: str) -> str:
@@ -92,7 +103,8 @@ def run(
         "versions": versions,
     }
     search = store.create(name, document)
-    return _drive(search, spec, task, store, executor, directory, watch, interrupted, sampler, bench)
+    orders = Orders(watch=watch, interrupted=interrupted)
+    return _drive(search, spec, task, store, executor, directory, orders, sampler=sampler, bench=bench)
 
 
 def resume(
@@ -102,40 +114,95 @@ def resume(
     executor: Executor = "local",
     watch: Watch | None = None,
     interrupted: threading.Event | None = None,
+    slots: Callable[[], int | None] | None = None,
+    directory: Path | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    bench: Bench | None = None,
+    engaged: Callable[[Crew, int], None] | None = None,
 ) -> Result:
-    """Go on with a search. Raises NotFound, Invalid (its data are gone), or Held (another driver has it)."""
+    """Go on with a search; one whose goal is not to run is left as it is.
+
+    Args:
+        slots: how many workers it may have at most, looked at again and again (None: as many as its goal wants).
+        directory: where the user's own code is now (else where it was when the search was made).
+        runtime_env: what Ray is to give every worker.
+        bench: where local workers come from and return to.
+        engaged: is told of the crew, and of the lanes of its bundles, before it begins.
+
+    Raises:
+        NotFound: there is no such search.
+        Invalid: its data or code are gone.
+        Held: another driver has it.
+        Conflict: it replays another search's points.
+    """
     search = store.search(search_id)
     document = search.spec()
     if document.get("replay"):
         raise Conflict(f"search {search_id} replays another one's points; run its comparison again instead.")
-    directory = Path(document["directory"])
+    if (goal := wanted(search)).state in IDLE:
+        state = IDLE[goal.state]
+        return Result(search_id=search_id, state=state, progress=stored(search), lanes=0, goal=goal.version)
+    directory = directory or Path(document["directory"])
     spec, task = check(without_unused(document["spec"]), directory=directory)
-    return _drive(search, spec, task, store, executor, directory, watch, interrupted)
+    orders = Orders(watch=watch, interrupted=interrupted, slots=slots, engaged=engaged)
+    return _drive(search, spec, task, store, executor, directory, orders, bench=bench, runtime_env=runtime_env)
 
 
-def _drive(
+class Orders:
+    """What whoever started a driver tells it while it runs."""
+
+    def __init__(
+        self,
+        *,
+        watch: Watch | None = None,
+        interrupted: threading.Event | None = None,
+        slots: Callable[[], int | None] | None = None,
+        engaged: Callable[[Crew, int], None] | None = None,
+    ) -> None:
+        self.watch = watch or (lambda _: None)
+        self.interrupted = interrupted or threading.Event()
+        self.slots = slots or (lambda: None)
+        self.engaged = engaged or (lambda crew, lanes: None)
+
+
+def _drive(search: SearchStore, *rest: Any, **more: Any) -> Result:
+    """Sit down to a search until its goal is met: what is wanted may change at the moment when it ends."""
+    while True:
+        result = _sitting(search, *rest, **more)
+        goal = wanted(search)
+        if result.state in ("failed", "interrupted") or goal.version == result.goal or goal.state != "run":
+            return result
+
+
+def _sitting(
     search: SearchStore,
     spec: SearchSpec,
     task: Task | Callable[..., Any],
     store: Store,
     executor: Executor,
     directory: Path | None,
-    watch: Watch | None,
-    interrupted: threading.Event | None,
+    orders: Orders,
+    *,
     sampler: Sampler | None = None,
     bench: Bench | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> Result:
     with search.lease() as lease:
         with threads(threads_of(spec)):
             lanes, way, measured = _lanes(search, spec, plan_of(spec, task))
         plan = plan_of(spec, task, way)
+        where = str((directory or Path.cwd()).absolute())
         job = Assignment(
             spec=spec.to_dict(),
             store=str(store.root.absolute()),
             search_id=search.id,
             threads=threads_of(spec),
-            directory=str((directory or Path.cwd()).absolute()),
+            directory=where,
             way=way,
+            code=where if spec.own_code else "",
+            trial_seconds=spec.resources.trial_seconds,
+            grace_seconds=spec.resources.grace_seconds,
+            checkpoint_every=CHECKPOINT_EVERY,
         )
         # the controller calls no code of the user's, and on Ray it lives where their module cannot be imported
         network = plan.network.abroad() if isinstance(plan.network, Own) else plan.network
@@ -143,23 +210,32 @@ def _drive(
         if bare.network is not None:
             _ = bare.costs  # torch.fx traces one network at a time in a process: here, before there are threads
         make = partial(make_controller, job.store, search.id, lease.epoch, spec, bare, lanes, sampler)
-        crew = _crew(executor, make, job, spec, bench)
+        steering = Steering(search, orders.slots)
+        crew = _crew(executor, make, job, spec, steering.workers(), bench, runtime_env)
+        orders.engaged(crew, lanes)
         try:
             crew.controller.note("state", {"state": "running"})
             if measured is not None:
                 crew.controller.note("calibrated", measured)
             try:
-                _oversee(crew, watch or (lambda _: None), interrupted or threading.Event())
+                _oversee(crew, steering, orders)
             except SearchFailed as error:
                 with contextlib.suppress(Exception):  # the controller may be gone too
-                    crew.controller.note("state", {"state": "failed", "why": str(error)})
+                    why = {"state": "failed", "why": str(error), "goal": steering.goal.version}
+                    crew.controller.note("state", why)
                 raise
-            progress = crew.controller.progress()
-            state = "failed" if progress.failure else "complete" if progress.done else "interrupted"
-            crew.controller.note("state", {"state": state, "why": progress.failure})
+            progress, goal = crew.controller.progress(), steering.goal
+            state = _state(progress, goal)
+            crew.controller.note("state", {"state": state, "why": progress.failure, "goal": goal.version})
         finally:
             crew.shutdown()
-        return Result(search_id=search.id, state=state, progress=progress, lanes=lanes)
+        return Result(search_id=search.id, state=state, progress=progress, lanes=lanes, goal=goal.version)
+
+
+def _state(progress: Progress, goal: Goal) -> str:
+    if progress.failure:
+        return "failed"
+    return "complete" if progress.done else IDLE.get(goal.state, "interrupted")
 
 
 def make_controller(
@@ -175,24 +251,63 @@ def make_controller(
         budgets=budgets_of(spec),
         batch=spec.batch_size(),
         lanes=lanes,
+        narrow=None if sampler else partial(sampler_of, spec, plan),
     )
 
 
 def _crew(
-    executor: Executor, make: Callable[[], Controller], job: Assignment, spec: SearchSpec, bench: Bench | None
+    executor: Executor,
+    make: Callable[[], Controller],
+    job: Assignment,
+    spec: SearchSpec,
+    workers: int,
+    bench: Bench | None,
+    runtime_env: Mapping[str, Any] | None,
 ) -> Crew:
-    wanted = spec.resources
     if executor == "ray":
         from service.executors.ray_tune import RayWorkers
 
-        return RayWorkers(make, job, wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
+        own = spec.resources
+        more = {} if runtime_env is None else {"runtime_env": runtime_env}
+        return RayWorkers(make, job, workers, own.cpus_per_worker, own.gpus_per_worker, **more)
     if executor == "here":
         return Here(make(), job)
-    return LocalWorkers(make(), job, wanted.workers, bench)
+    return LocalWorkers(make(), job, workers, bench)
 
 
-def _oversee(crew: Crew, watch: Watch, interrupted: threading.Event) -> None:
-    """Let the crew work in its own thread, look on, and pass on an interruption. Raises what the crew raised."""
+class Steering:
+    """Follows the goal of a running search."""
+
+    def __init__(self, search: SearchStore, slots: Callable[[], int | None]) -> None:
+        self.search, self.slots = search, slots
+        self.goal = wanted(search)
+        self._adopted = self._seen = 0
+        self._looked = -LOOK
+
+    def workers(self) -> int:
+        """How many are to be at work."""
+        most = self.slots()
+        return self.goal.workers if most is None else max(0, min(self.goal.workers, most))
+
+    def steer(self, crew: Crew) -> None:
+        """Have the crew do what is wanted now."""
+        if time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            version = self.search.goal_version()
+            if version != self._seen:
+                self._seen, self.goal = version, wanted(self.search)
+        if self.goal.version != self._adopted:
+            self._adopted = self.goal.version
+            crew.controller.adopt(self.goal)
+            if self.goal.state == "cancel":
+                crew.stop()
+            elif self.goal.state != "run":
+                crew.controller.drain()
+        crew.scale(self.workers())
+
+
+def _oversee(crew: Crew, steering: Steering, orders: Orders) -> None:
+    """Let the crew work in its own thread, look on, and pass on what is wanted. Raises what the crew raised."""
     raised: list[BaseException] = []
 
     def work() -> None:
@@ -201,14 +316,24 @@ def _oversee(crew: Crew, watch: Watch, interrupted: threading.Event) -> None:
         except BaseException as error:
             raised.append(error)
 
+    steering.steer(crew)
     thread = threading.Thread(target=work, name="crew")
     thread.start()
-    while thread.is_alive():
-        thread.join(TICK)
-        watch(crew.controller.progress())
-        if interrupted.is_set():
+    try:
+        while thread.is_alive():
+            thread.join(TICK)
+            orders.watch(crew.controller.progress())
+            if orders.interrupted.is_set():
+                crew.stop()
+                thread.join()
+            elif thread.is_alive():
+                steering.steer(crew)
+    except BaseException:
+        with contextlib.suppress(Exception):  # whoever looks on failed, or the controller is gone: nothing may run on
             crew.stop()
-            thread.join()
+        thread.join()
+        if not raised:
+            raise
     if raised:
         raise raised[0]
 
@@ -216,15 +341,17 @@ def _oversee(crew: Crew, watch: Watch, interrupted: threading.Event) -> None:
 def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, str, dict[str, Any] | None]:
     """The lane count and the way: the spec's, those measured before, or measured now (with the event that records
     them)."""
-    wanted = spec.resources
-    ways = WAYS if wanted.way == "auto" else (wanted.way,)
-    if isinstance(wanted.lanes, int) and (len(ways) == 1 or is_plain(plan)):
-        return wanted.lanes, plan.way, None
+    own = spec.resources
+    ways = WAYS if own.way == "auto" else (own.way,)
+    if own.trial_seconds is not None and is_plain(plan):
+        return 1, plan.way, None  # one that hangs costs no other
+    if isinstance(own.lanes, int) and (len(ways) == 1 or is_plain(plan)):
+        return own.lanes, plan.way, None
     for event in search.log():
         if event.kind == "calibrated":
             return int(event.body["lanes"]), str(event.body.get("way", plan.way)), None
-    most = -(-spec.batch_size() // wanted.workers)  # more would leave a worker without a bundle
-    counts = (wanted.lanes,) if isinstance(wanted.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
+    most = -(-spec.batch_size() // own.workers)  # more would leave a worker without a bundle
+    counts = (own.lanes,) if isinstance(own.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
     found = calibrate(plan, counts, ways, device=device_of(spec))
     seconds = {way: {str(lanes): s for lanes, s in times.items()} for way, times in found.seconds.items()}
     return found.lanes, found.way, {**asdict(found), "seconds": seconds}

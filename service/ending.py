@@ -36,6 +36,10 @@ def verdict(found: dict[str, Any], result: Result | None, why: str, again: str, 
         say("interrupted: all trials that ended are stored, the others will be trained again.")
         say(f"go on with: {again}")
         return INTERRUPTED
+    if result.state in ("paused", "stopped", "cancelled"):
+        say(f"{result.state}: somebody wanted it so (goal {result.goal}); all trials that ended are stored.")
+        say(f"go on with: {again}")
+        return 0
     if not quiet:
         best_first = "value" if found["mode"] == "min" else "value DESC NULLS LAST"
         sql = f"SELECT number, value, rounded FROM trials WHERE search_id = '{search_id}' ORDER BY {best_first} LIMIT 5"

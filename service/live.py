@@ -68,6 +68,16 @@ class Live:
             self._said, self._said_at = text, now
             say(text)
 
+    def tell(self, text: str) -> None:
+        """Print a line of somebody else's instead of a progress."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, description=text, total=None)
+        elif text != self._said:
+            self._said, self._said_at = text, self._clock()
+            say(text)
+
     def _pace(self, done: float | None) -> tuple[float, float | None]:
         """Trials a second, and the seconds that are left at the present pace where that can be told."""
         (then, finished, before), (now, finished_now, _) = self._seen[0], self._seen[-1]

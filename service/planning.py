@@ -1,10 +1,11 @@
-"""From the declaration to what runs: a spec and its task become a plan, a sampler and a goal."""
+"""From the declaration to what runs: a spec and its task become a plan, a sampler and budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from search_spaces import Space
 from service.budgets import Budgets
 from service.samplers import Sampler, make_sampler
 from service.spec import SearchSpec
@@ -34,11 +35,13 @@ def plan_of(spec: SearchSpec, task: Task | Callable[..., Any], way: str = "per_l
     )
 
 
-def sampler_of(spec: SearchSpec, plan: Plan) -> Sampler:
-    """The sampler that the spec names, bounded by the plan."""
+def sampler_of(spec: SearchSpec, plan: Plan, space: Space | None = None) -> Sampler:
+    """The sampler that the spec names, bounded by the plan; in a narrower `space` than its own where one is given."""
     chosen = spec.search.sampler
     options = {key: value for key, value in chosen.to_dict().items() if key != "kind"}
-    return make_sampler(chosen.kind, spec.space, seed=spec.seed, mode=plan.mode, excess=plan.excess, options=options)
+    return make_sampler(
+        chosen.kind, space or spec.space, seed=spec.seed, mode=plan.mode, excess=plan.excess, options=options
+    )
 
 
 def device_of(spec: SearchSpec) -> str:
@@ -59,11 +62,4 @@ def threads_of(spec: SearchSpec) -> int:
 
 def budgets_of(spec: SearchSpec) -> Budgets:
     """When the search is over."""
-    budget = spec.budget
-    return Budgets(
-        trials=budget.trials,
-        epochs=budget.epochs,
-        flops=budget.flops,
-        device_seconds=budget.device_seconds,
-        wall_seconds=budget.wall_seconds,
-    )
+    return Budgets.of(spec.budget.to_dict())

@@ -5,6 +5,7 @@ The whole of a worker is `serve`; executors differ only in how a slot reaches it
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from typing import Any, Protocol
 from service.controller import Done
 from service.planning import device_of, plan_of
 from service.spec import check
-from trials.records import Bundle, Outcome
-from trials.store import SearchStore, Store
+from trials.records import Bundle, Checkpoint, Outcome
+from trials.store import Damaged, SearchStore, Store
 from trials.train import Trainer
 
 FLUSH_EVERY = 1.0  # seconds between durable reports of a running bundle
@@ -32,8 +33,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """All that a worker process needs to know, as plain data. `directory` is where the user's own modules are found,
-    `way` how lanes with convolutions run, where the spec does not say it."""
+    """All that a worker process needs to know, as plain data.
+
+    `directory` is where the user's own modules are found, `way` how lanes with convolutions run, where the spec does
+    not say it. `code` names the user's own code that is run ("": none). `trial_seconds` is what a trial may take of the
+    clock (None: no limit), `grace_seconds` what a worker asked to end gets, `checkpoint_every` the seconds between
+    checkpoints of lanes (None: none are made)."""
 
     spec: Mapping[str, Any]
     store: str
@@ -41,6 +46,10 @@ class Assignment:
     threads: int = 1
     directory: str = ""
     way: str = "per_lane"
+    code: str = ""
+    trial_seconds: float | None = None
+    grace_seconds: float = 5.0
+    checkpoint_every: float | None = 10.0
 
     def open(self) -> tuple[SearchStore, Trainer]:
         """The search's store and a trainer with its data loaded."""
@@ -55,19 +64,32 @@ class Assignment:
         )
 
 
-def serve(source: Source, search: SearchStore, trainer: Trainer, worker: str) -> None:
+def serve(
+    source: Source, search: SearchStore, trainer: Trainer, worker: str, checkpoint_every: float | None = None
+) -> None:
     """Train bundles until the controller is done."""
     while not isinstance(bundle := source.pull(worker), Done):
         if bundle is not None:
-            source.finish(bundle, train_and_store(search, trainer, bundle, worker))
+            source.finish(bundle, train_and_store(search, trainer, bundle, worker, checkpoint_every))
 
 
-def train_and_store(search: SearchStore, trainer: Trainer, bundle: Bundle, worker: str) -> list[Outcome]:
+def train_and_store(
+    search: SearchStore, trainer: Trainer, bundle: Bundle, worker: str, checkpoint_every: float | None = None
+) -> list[Outcome]:
     """One attempt, durable and closed when this returns."""
-    writer = search.attempt_writer(bundle.id, bundle.attempt)
+    start = None
+    if bundle.start is not None:
+        with contextlib.suppress(Damaged, OSError, ValueError):  # it begins at the beginning then
+            start = search.load_checkpoint(bundle.start, [trial.number for trial in bundle.trials])
+    writer = search.attempt_writer(bundle.id, bundle.attempt, None if start is None else bundle.start)
     outcomes: list[Outcome] = []
     flushed = time.monotonic()
-    for record in trainer.train(bundle, worker=worker):
+    for record in trainer.train(bundle, worker=worker, start=start, checkpoint_every=checkpoint_every):
+        if isinstance(record, Checkpoint):
+            writer.flush()  # whoever goes on from it does not report those steps again
+            search.save_checkpoint(record)
+            flushed = time.monotonic()
+            continue
         writer.append(record)
         if isinstance(record, Outcome):
             outcomes.append(record)

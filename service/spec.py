@@ -197,7 +197,8 @@ class Budget(Section):
 @dataclass(frozen=True, kw_only=True)
 class Resources(Section):
     """What a search runs on. `lanes` is the number of lanes in a bundle, `way` how lanes with convolutions run; `auto`
-    measures."""
+    measures. `trial_seconds` is how long a trial may take; its worker is asked to end then, and made to after
+    `grace_seconds`."""
 
     WHERE = "resources"
 
@@ -206,6 +207,8 @@ class Resources(Section):
     gpus_per_worker: float = rule(0, kind="number")
     lanes: int | str = rule("auto", names=("auto",), kind="whole number", least=1)
     way: str = rule("auto", names=("auto", *WAYS), what="way of running lanes")
+    trial_seconds: float | None = rule(None, kind="number", above=True)
+    grace_seconds: float = rule(5, kind="number")
 
 
 def _read_task(data: object) -> str | Mapping[str, Any]:

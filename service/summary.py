@@ -16,8 +16,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from search_spaces.faults import Invalid
+from service.goal import wanted
 from service.graphs import graphs_of, moves_of
 from trials import layout
+from trials.goals import Goal
 from trials.lease import holder
 from trials.records import Ending, Outcome
 from trials.store import Damaged, Event, NotFound, SearchStore, Store
@@ -68,9 +70,10 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     it was retrained (`best.retrained`: the mean, standard deviation and number of its test scores).
 
     `trials` counts ended trials by ending; `asked` counts all; `best` is None until a trial is complete, with `asked`
-    and `point` (where it ended) and `rounded`; `lanes` is how many trials a bundle may have, `packed` how many of the
-    ended ones the largest had; seconds in `spent` include the measuring of lanes; `created` and
-    `owner.since` are Unix seconds. A search whose `spec` is damaged has none, and no best.
+    and `point` (where it ended) and `rounded`; `goal` is the budget of the latest goal, of version
+    `goal_version`, and `workers` how many it wants; `lanes` is how many trials a bundle may have, `packed` how many of
+    the ended ones the largest had; seconds in `spent` include the measuring of lanes; `created` and `owner.since` are
+    Unix seconds. A search whose `spec` is damaged has none, and no best.
     """
     events = search.log()
     ended = ended_trials(search)
@@ -81,6 +84,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     spec = document.get("spec", {})
     objective = spec.get("objective", {})
     calibrations = [event.body for event in events if event.kind == "calibrated"]
+    goal = wanted(search) if spec else Goal(workers=0)
     lanes = spec.get("resources", {}).get("lanes")
     owner = holder(layout.lease(search.path))
     asked = {t["number"]: t["point"] for e in events if e.kind == "asked" for t in e.body["trials"]}
@@ -94,7 +98,9 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "created": events[0].time if events else search.path.stat().st_mtime,
         "metric": objective.get("metric"),
         "mode": objective.get("mode"),
-        "goal": spec.get("budget", {}),
+        "goal": dict(goal.budget),
+        "goal_version": goal.version,
+        "workers": goal.workers,
         "asked": len(asked),
         "trials": dict(sorted(Counter(outcome.ending.value for outcome in ended.values()).items())),
         "best": best

@@ -55,10 +55,12 @@ def test_commands_and_their_options_exist(text):
     commands = typer.main.get_command(app).commands
     for line in re.findall(r"(?:^|`|\$ |=\S+ )(continua [a-z].*?)(?:`|$)", text, re.M):
         words = shlex.split(line.split(" #")[0], comments=False)
-        command = commands.get(words[1])
+        command, words = commands.get(words[1]), words[2:]
+        if hasattr(command, "commands") and words:  # config show, token add
+            command, words = command.commands.get(words[0]), words[1:]
         assert command is not None, line
         options = {option for parameter in command.params for option in parameter.opts}
-        for word in words[2:]:
+        for word in words:
             if word.startswith("-"):
                 assert word.split("=")[0] in options, line
 

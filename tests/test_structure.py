@@ -20,6 +20,8 @@ HOMES = {
     "optuna": {"service/samplers/tpe.py", "service/samplers/cmaes.py"},
     "duckdb": {"trials/query.py"},
 }
+#: the same, where a whole package is the home
+PACKAGES = dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client"), "service/api/")
 BARE = {  # what importing any module of a layer must not load
     "search_spaces": ("trials", "service", "pandas", "pyarrow", "sklearn"),
     "trials": ("service", "ray", "optuna", "redis", "fastapi", "pydantic"),
@@ -90,7 +92,14 @@ def test_imports_go_one_way(layer):
     assert wrong == {}
 
 
-@pytest.mark.parametrize("library", [*HOMES, "redis", "fastapi"])
+@pytest.mark.parametrize("library", PACKAGES)
+def test_a_library_has_one_package(library):
+    found = {str(p.relative_to(ROOT)) for layer in LAYERS for p in sources(layer) if library in imports_of(p)}
+    assert found
+    assert {name for name in found if not name.startswith(PACKAGES[library])} == set()
+
+
+@pytest.mark.parametrize("library", [*HOMES, "redis"])
 def test_a_library_has_one_home(library):
     found = {str(p.relative_to(ROOT)) for layer in LAYERS for p in sources(layer) if library in imports_of(p)}
     if library in HOMES:
@@ -131,9 +140,18 @@ def test_no_module_of_a_layer_loads_what_its_machines_may_lack(layer):
 
 def test_service_without_ray_loads_no_ray():
     homes = {home for library in SERVICE_BARE for home in HOMES.get(library, set())}
-    after = loaded([module_of(p) for p in sources("service") if str(p.relative_to(ROOT)) not in homes])
+    names = [str(path.relative_to(ROOT)) for path in sources("service")]
+    plain = [name for name in names if name not in homes and not name.startswith(PACKAGES["fastapi"])]
+    after = loaded([module_of(ROOT / name) for name in plain])
     wrong = {name: found for name, names in after.items() if (found := names & set(SERVICE_BARE))}
     assert wrong == {}
+
+
+def test_the_api_loads_nothing_that_runs_others_code():
+    api = [module_of(path) for path in sources("service") if "api" in path.parts]
+    after = loaded([*api, "service.submission", "service.access", "service.sandbox"])
+    assert "fastapi" in after["service.api.app"]
+    assert not after["service.sandbox"] & {"torch", "ray", "optuna", "sklearn", "duckdb", "safetensors"}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

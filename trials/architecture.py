@@ -21,6 +21,7 @@ from trials.hypergradients.kinds import Hypergradient, method_of
 from trials.hypergradients.moves import Moves
 from trials.lanes.initial import Identity
 from trials.lanes.program import Batch, Program
+from trials.lanes.saving import begin, part
 from trials.noise import fold, normal, uniform
 from trials.optimisers import Rule
 from trials.plan import Plan
@@ -225,6 +226,27 @@ class Architecture:
     def make_whole(self, numbers_KM: Tensor) -> None:
         """The grades of whole numbers: each gate's surest units, whole strides, edges that are there or not."""
         self.lanes.sample(self.widths.whole_grades(numbers_KM))
+
+    # -- as it stands ------------------------------------------------------------------------------------------------
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that it is, by name, [K, ...]; copies."""
+        found = {
+            "widths.coordinates": self.widths.coordinates_KP.clone(),
+            "widths.share": torch.full((len(self.widths),), self.widths.share, dtype=torch.float64),
+        }
+        return found | {f"outer.{name}": t for name, t in (self.moves.saved() if self.moves else {}).items()}
+
+    def resume(self, state: Mapping[str, Tensor], lanes: Mapping[str, Tensor], hyper: Mapping[str, Tensor]) -> None:
+        """Go on from what `saved` gave, with `lanes` as they were saved and their rates."""
+        self.hyper = {name: hyper[name].clone() for name in self.hyper}
+        self.widths.set(state["widths.coordinates"].clone())
+        if self.plan.fractional:
+            self.widths.share = float(state["widths.share"][0])  # else lanes keep the grades that they began with
+        begin(self.lanes, lanes, self.widths.members(), self.widths.sizes_KG)
+        self.widths.share = float(state["widths.share"][0])
+        if self.moves is not None:
+            self.moves.resume(part(state, "outer"))
 
     def _uniforms(self, step: int) -> list[Tensor | None]:
         block, place = divmod(step, STEPS)

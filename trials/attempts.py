@@ -9,28 +9,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from trials import layout, rows, segments
-from trials.records import Outcome, Report
+from trials.records import Outcome, Report, Start
 from trials.segments import Conflict
 
 _PARTS = b"continua.parts"  # in a final segment's metadata: the names of the parts before it, as JSON
+_START = b"continua.start"  # in each segment's metadata: the checkpoint that the attempt went on from, as JSON
 
 
 class AttemptWriter:
     """Takes the records of one attempt; `flush` makes them durable, `close` makes them history. For one thread.
+    `start` is the checkpoint that its lanes go on from: what its trials measured up to there stands elsewhere.
 
     Raises:
         Conflict: when the attempt has, or had, a writer: its directory is there.
     """
 
-    def __init__(self, directory: Path, search_id: str, bundle_id: str, attempt: int) -> None:
+    def __init__(
+        self, directory: Path, search_id: str, bundle_id: str, attempt: int, start: Start | None = None
+    ) -> None:
         self._directory = directory
+        self._facts: dict[bytes, str] = {} if start is None else {_START: rows.to_json(asdict(start))}
         self._search_id = search_id
         self._place = (bundle_id, attempt)
         self._rows: list[dict[str, Any]] = []
@@ -66,9 +72,8 @@ class AttemptWriter:
             self._closed = True
 
     def _write(self, final: bool) -> None:
-        table = rows.table_of(self._rows)
-        if final:
-            table = table.replace_schema_metadata({_PARTS: rows.to_json(self._parts)})
+        parts = {_PARTS: rows.to_json(self._parts)} if final else {}
+        table = rows.table_of(self._rows).replace_schema_metadata({**self._facts, **parts})
         n = self._n
         self._n += 1  # spent even if the writing fails: two segments never share an n
         path = segments.write(self._directory, layout.part_stem(n, final), table)
@@ -79,6 +84,13 @@ class AttemptWriter:
 def is_closed(directory: Path | str) -> bool:
     """Whether the attempt has its final segment; a damaged one still says that the attempt ended."""
     return any((place := layout.part_place(name)) and place[1] for name in os.listdir(directory))
+
+
+def start_of(tables: Iterable[pa.Table]) -> Start | None:
+    """The checkpoint that an attempt of these segments went on from; None where it began at the start."""
+    told = ((table.schema.metadata or {}).get(_START) for table in tables)
+    found = next((text for text in told if text is not None), None)
+    return None if found is None else Start(**rows.from_json(found.decode()))
 
 
 def tables(directory: Path, read: Callable[[Path], pa.Table | None]) -> Iterator[pa.Table]:
@@ -94,4 +106,4 @@ def tables(directory: Path, read: Callable[[Path], pa.Table | None]) -> Iterator
             found |= {part: read(directory / part) for part in parts if part not in found}
     for name in order:
         if (table := found[name]) is not None:
-            yield table.replace_schema_metadata(None)
+            yield table

@@ -4,7 +4,8 @@
     16
 
 The candidates train the same few steps of the same random points; the fastest per lane wins, and among those within 3%
-of it the smallest, which leaves more bundles to share out. Lane counts whose memory would not fit are not tried.
+of it the smallest, which leaves more bundles to share out. Lane counts whose memory would not fit are not tried
+(`fitting`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from search_spaces import Point
 from trials.hypergradients.memory import window_bytes
 from trials.hypergradients.method import Method
-from trials.lanes.making import is_dense
+from trials.lanes.making import is_dense, moving
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Trial
+from trials.room import free_memory
 from trials.tasks import Split, Task
 from trials.train import Trainer
 from trials.training import WAYS
@@ -67,7 +69,9 @@ def calibrate(
     began = time.perf_counter()
     if plan.objective is not None or plan.task is None:  # a sequence of calls: nothing to fuse
         return Calibration(lanes=min(max(counts), 64), way=plan.way, seconds={}, device_s=0.0)
-    dense, free = is_dense(plan), free_memory(torch.device(device))
+    dense = is_dense(plan)
+    most = fitting(plan, max(counts), device)
+    counts = [n for n in counts if n <= most] or [most]
     points = _points(plan, max(counts))
     seconds: dict[str, dict[int, float]] = {}
     for way in (plan.way,) if dense else ways:
@@ -75,7 +79,7 @@ def calibrate(
         times = seconds.setdefault(DENSE if dense else way, {})
         for lanes in counts:
             late = time.perf_counter() - began > MOST_SECONDS and any(seconds.values())
-            if late or _memory(plan, points[:lanes]) > MEMORY_SHARE * free or worse >= PATIENCE:
+            if late or worse >= PATIENCE:
                 break
             times[lanes] = _timed(trainer, points, lanes, POINTS[dense])
             worse = worse + 1 if times[lanes] > min(times.values()) else 0
@@ -87,6 +91,15 @@ def calibrate(
     chosen = min(((lanes, s, way) for s, lanes, way in flat if s <= SLACK * best[0]), default=(1, 0.0, plan.way))
     way = plan.way if dense else chosen[2]
     return Calibration(lanes=chosen[0], way=way, seconds=seconds, device_s=time.perf_counter() - began)
+
+
+def fitting(plan: Plan, lanes: int, device: torch.device | str = "cpu") -> int:
+    """So many of `lanes` as there is memory for, at their widest; one at least, for nobody can know before it is tried.
+    A count that a spec asks for is cut off here too."""
+    if plan.objective is not None or plan.task is None:
+        return lanes
+    most = MEMORY_SHARE * free_memory(torch.device(device)) / _memory(plan, _points(plan, 1)[:1])
+    return max(1, min(lanes, int(most)))
 
 
 def _points(plan: Plan, most: int) -> list[Point]:
@@ -163,16 +176,6 @@ def _memory(plan: Plan, points: Sequence[Point]) -> float:
             activations=float(costs["activation_bytes"]) / 4,
             batch=plan.training.batch_size,
             adaptive=plan.training.optimizer != "sgd",
+            coordinates=moving(plan, points[0]),
         )
     return len(points) * plan.seeds * lane
-
-
-def free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:
-            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return float(found["MemAvailable"])
-    except (OSError, KeyError):
-        return 4e9

@@ -17,6 +17,7 @@ from torch import Tensor
 from search_spaces import Point, Value
 from search_spaces.cost import COST_METRICS
 from search_spaces.network import Size
+from trials import resuming
 from trials.architecture import Architecture
 from trials.augment import augment_noise, augmented
 from trials.batches import Rows
@@ -28,7 +29,7 @@ from trials.metrics import measure
 from trials.noise import data_order
 from trials.optimisers import Rule
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
+from trials.records import Bundle, Checkpoint, Ending, Outcome, Report, Spent, Trial, outcome_of
 from trials.training import Training, rate_of
 
 TRAJECTORY = 24  # how often the architecture is reported while a gradient moves it
@@ -84,13 +85,20 @@ class FusedRun:
     """Trains the trials of a bundle together. All of them share a signature; each has `plan.seeds` lanes."""
 
     def __init__(
-        self, plan: Plan, bundle: Bundle, rows: Callable[..., Rows], device: torch.device, worker: str = ""
+        self,
+        plan: Plan,
+        bundle: Bundle,
+        rows: Callable[..., Rows],
+        device: torch.device,
+        worker: str = "",
+        start: Checkpoint | None = None,
     ) -> None:
         assert plan.task is not None
         assert plan.network is not None
         self.plan, self.bundle, self.device, self.worker = plan, bundle, device, worker
         self.task, self.network = plan.task, plan.network
-        self.started, self.clock = time.time(), time.perf_counter()
+        self.started, self.clock = [time.time()] * len(bundle.trials), time.perf_counter()
+        self.earlier_s, self.done = [0.0] * len(bundle.trials), 0  # seconds of attempts that it goes on from; steps
         self.lanes = [(trial, replicate) for trial in bundle.trials for replicate in range(plan.seeds)]
         self.training = plan.training.at(bundle.trials[0].point)  # only structural values are read, equal for all
         self.data, self.scored = rows(*plan.train_splits), rows(plan.scored)
@@ -99,18 +107,21 @@ class FusedRun:
         self.steps = self.training.steps(len(self.data.y_R))
         self.flops_K = np.zeros(len(self.lanes))
         self.executed_K = np.zeros(len(self.lanes))
-        self._told: dict[str, Tensor] = {}  # of the last derivative
+        self.told: dict[str, Tensor] = {}  # of the last derivative
         self._costs = plan.costs
         self._priced: list[tuple[Size, ...]] = []  # as laid out when rates were last set
         self._moves = frozenset(plan.method.moves(self.steps) if plan.gradient else ())
         self._window = plan.method.window if plan.gradient else 0
-        self._last_move, self._made = max(self._moves, default=0) or 1, 0
+        self._last_move, self.made = max(self._moves, default=0) or 1, 0
         self._begin()
+        if start is not None:
+            resuming.resume(self, start)
+        self._set_rates()
 
     def _begin(self) -> None:
         plan, trials = self.plan, [trial for trial, _ in self.lanes]
         rule, hyper = lane_rule(plan, self.training, trials)
-        self._hyper = hyper
+        self.hyper = hyper
         self._changes = {  # step -> the rates that change there
             step: {
                 name: value
@@ -129,7 +140,6 @@ class FusedRun:
             self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper, self.batch)
         direct = not self._moves or plan.method.direct or self.architecture is None
         self.method = None if direct else self.architecture.method()  # type: ignore[union-attr]
-        self._set_rates()
 
     @property
     def numbers_KM(self) -> Tensor:
@@ -141,35 +151,39 @@ class FusedRun:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def records(self) -> Iterator[Report | Outcome]:
-        """Trains to the end, or until the bundle's time is up; reports at even steps, then one outcome per trial."""
+    def records(self, checkpoint_every: float | None = None) -> Iterator[Report | Outcome | Checkpoint]:
+        """Trains to the end, or until the bundle's time is up; reports at even steps, then one outcome per trial.
+        Between steps a checkpoint, whenever so many seconds have passed since the last (None: never)."""
         # inference mode spares dense lanes autograd's bookkeeping, a tenth of the time; what it makes has no gradients
         mode = torch.inference_mode if self.data.dense and not self.plan.gradient else torch.no_grad
-        return mode()(self._trained)()
+        return mode()(self._trained)(checkpoint_every)
 
-    def _trained(self) -> Iterator[Report | Outcome]:
+    def _trained(self, checkpoint_every: float | None) -> Iterator[Report | Outcome | Checkpoint]:
         order = self._order(self.data, "order")
         outer_order = self._order(self.outer, "outer order") if self.outer is not self.data else order
         measured_at = self._evenly(self.plan.evaluations)
         looked_at = self._evenly(TRAJECTORY) if self.plan.gradient else set()
-        done = 0
+        trials = range(len(self.bundle.trials))
         metrics: dict[str, np.ndarray] = {}
-        stops = sorted(measured_at | looked_at)
+        stops = [stop for stop in sorted(measured_at | looked_at) if stop > self.done]
+        kept_at = time.perf_counter()
         while stops:
-            while done < stops[0]:
-                try:
-                    done += self._advance(done, order, outer_order)
-                except OutOfTime:
-                    yield from (self._outcome(i, done) for i in range(len(self.bundle.trials)))
-                    return
-            passed = {stop for stop in stops if stop <= done}  # a window may lead beyond several
-            stops = [stop for stop in stops if stop > done]
-            metrics = self._measured(order if done == self.steps else None) if passed & measured_at else {}
-            for i in range(len(self.bundle.trials)):
-                yield self._report(i, done, metrics)
+            try:
+                self.done += self._advance(self.done, order, outer_order)
+            except OutOfTime:
+                yield from (self._outcome(i, self.done) for i in trials)
+                return
+            passed = {stop for stop in stops if stop <= self.done}  # a window may lead beyond several
+            if passed:
+                stops = [stop for stop in stops if stop > self.done]
+                metrics = self._measured(order if self.done == self.steps else None) if passed & measured_at else {}
+                yield from (self._report(i, self.done, metrics) for i in trials)
+            # after the reports of its step: who goes on from it does not tell them again
+            if stops and checkpoint_every is not None and time.perf_counter() - kept_at >= checkpoint_every:
+                yield resuming.checkpoint_of(self)
+                kept_at = time.perf_counter()
         whole = self._measured_whole(metrics, order)
-        for i in range(len(self.bundle.trials)):
-            yield self._outcome(i, done, metrics, whole)
+        yield from (self._outcome(i, self.done, metrics, whole) for i in trials)
 
     def _advance(self, step: int, order: Tensor, outer_order: Tensor) -> int:
         """Train on: one step, or the steps that a method takes itself before its next move. Returns how many; raises
@@ -200,24 +214,26 @@ class FusedRun:
             self.executed_K += self._grade_rate_K
         else:
             batches = Window(lambda s: self._batch(s, order), range(step, step + max(self._window, 1)))
-            h_KP = self.architecture.h_KP
+            h_KP, inner = self.architecture.h_KP, self.architecture.inner()
+            whose_T = inner.lane_T
             found = self.method.derivative(
-                self.architecture.inner(),
+                inner,
                 self.architecture.state(),
                 h_KP,
                 batches,
                 Batch(*outer, min(done, self.steps - 1)),
             )
-            gradient_KP, self._told = found.gradient_KP, found.told()
+            gradient_KP, self.told = found.gradient_KP, found.told()
             if found.state is not None:
                 self.architecture.adopt(found.state)
                 self._charge_steps(self._window)
             self.executed_K += extra_passes(method, h_KP.shape[1], self.training.optimizer) * self._executed_rate_K
         laid = self.program.sizes
-        self.architecture.move(gradient_KP, done / self._last_move, outer, self._made / len(self._moves))
-        self._made += 1
+        self.architecture.move(gradient_KP, done / self._last_move, outer, self.made / len(self._moves))
+        self.made += 1
         if self.program.sizes != laid and isinstance(self.method, Hypernet):
-            self.method.reset()  # what it remembers is of numbers that lie elsewhere now
+            same = [k for k, (now, was) in enumerate(zip(self.program.sizes, laid, strict=True)) if now == was]
+            self.method.relaid(whose_T, self.program.functions().lane_T, same)
         self._set_rates()
         self.executed_K += self._grade_rate_K if self.plan.grows_by_gradient else 0.0
 
@@ -227,10 +243,10 @@ class FusedRun:
     def _reschedule(self, step: int) -> None:
         """The rates that a schedule changes at a step."""
         for name, value in self._changes[step].items():
-            self._hyper[name] = torch.full_like(self._hyper[name], value)
-        self.program.retune(self._hyper)
+            self.hyper[name] = torch.full_like(self.hyper[name], value)
         if self.architecture is not None:
-            self.architecture.hyper |= self._hyper
+            self.architecture.hyper |= {name: self.hyper[name] for name in self._changes[step]}
+        self.program.retune(self.hyper if self.architecture is None else self.architecture.hyper)
 
     def _batch(self, step: int, order: Tensor) -> Batch:
         if self._out_of_time():
@@ -311,7 +327,7 @@ class FusedRun:
         if self.architecture is None:
             return self._scores()
         widths, moves = self.architecture.widths, self.architecture.moves
-        told = {**widths.wiring(widths.coordinates_KP), **self._told}
+        told = {**widths.wiring(widths.coordinates_KP), **self.told}
         if moves is not None and moves.moved:
             told["clipped"] = moves.clipped_K / moves.moved
         return {**self._scores(), **{name: value_K.double().cpu().numpy() for name, value_K in told.items()}}
@@ -347,12 +363,13 @@ class FusedRun:
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
 
-    def _spent(self, i: int) -> Spent:
+    def spent(self, i: int) -> Spent:
+        """What a trial has cost so far, in attempts that it goes on from included."""
         share = (time.perf_counter() - self.clock) / len(self.bundle.trials)
         return Spent(
             flops=float(self._of(i, self.flops_K).sum()),
             executed_flops=float(self._of(i, self.executed_K).sum()),
-            device_s=share,
+            device_s=self.earlier_s[i] + share,
         )
 
     @property
@@ -407,7 +424,7 @@ class FusedRun:
             step=step,
             metrics=self._means(i, metrics),
             architecture=self._architecture_of(i),
-            spent=self._spent(i),
+            spent=self.spent(i),
         )
 
     def _overshot(self, rounded: Point, costs: Mapping[str, float]) -> str:
@@ -447,8 +464,8 @@ class FusedRun:
             error=f"no whole network near where it moved meets the bounds: {overshot}" if overshot else None,
             rounded=rounded,
             step=step,
-            spent=self._spent(i),
-            started=self.started,
+            spent=self.spent(i),
+            started=self.started[i],
             ended=time.time(),
             worker=self.worker,
         )

@@ -6,7 +6,9 @@
                                 metrics/<bundle>.<attempt>/part-<n>-<digest>.arrow | final-<n>-<digest>.arrow
                                 checkpoints/<bundle>.<attempt>-<step>-<digest>.safetensors
                                 goals/<version>.json
+                                driver.log
     <root>/code/<sha256>.zip
+    <root>/requests/<sha256>.json
 
 Numbers are padded with zeros, so that the order of names is the order of writing:
 
@@ -23,7 +25,9 @@ from pathlib import Path
 
 DIGITS = 16  # of the sha256 in a segment's name
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_DIGEST = re.compile(rf".*-([0-9a-f]{{{DIGITS}}})\.arrow")
+_DIGEST = re.compile(rf".*-([0-9a-f]{{{DIGITS}}})\.(?:arrow|safetensors)")
+_CHECKPOINT = re.compile(rf"(.+)\.(\d+)-(\d+)-[0-9a-f]{{{DIGITS}}}\.safetensors")
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.tmp")
 _GOAL = re.compile(r"(\d{8})\.json")
 _LOG = re.compile(r"(\d+)-(\d+)-.*\.arrow")
 _PART = re.compile(r"(part|final)-(\d+)-.*\.arrow")
@@ -77,6 +81,11 @@ def attempt(search_path: Path, bundle_id: str, attempt: int) -> Path:
     return metrics(search_path) / f"{bundle_id}.{attempt}"
 
 
+def driver_log(search_path: Path) -> Path:
+    """What the process that drives a search for a runner says; the file before it has `.1` at its end."""
+    return search_path / "driver.log"
+
+
 def goals(search_path: Path) -> Path:
     """The directory of a search's goals."""
     return search_path / "goals"
@@ -98,9 +107,31 @@ def code(root: Path, digest: str) -> Path:
     return root / "code" / f"{digest}.zip"
 
 
-def checkpoint(search_path: Path, bundle_id: str, attempt: int) -> Path:
-    """The file of an attempt's lanes."""
-    return checkpoints(search_path) / f"{bundle_id}.{attempt}.safetensors"
+def request(root: Path, digest: str) -> Path:
+    """Which search a request made, by the sha256 of whose it was and its key."""
+    return root / "requests" / f"{digest}.json"
+
+
+def checkpoint_name(bundle_id: str, attempt: int, step: int, digest: str) -> str:
+    """The file of an attempt's lanes after some steps."""
+    return f"{bundle_id}.{attempt}-{step:010d}-{digest}.safetensors"
+
+
+def checkpoint_place(name: str) -> tuple[str, int, int] | None:
+    """Bundle, attempt and step of a checkpoint's file; None for any other file."""
+    match = _CHECKPOINT.fullmatch(name)
+    return (match[1], int(match[2]), int(match[3])) if match and not id_faults("", match[1]) else None
+
+
+def unfinished(name: str, salt: str) -> str:
+    """The name of a file while it is being written."""
+    return f".{name}.{salt}.tmp"
+
+
+def written(name: str) -> str:
+    """The name that a file is to have that is being written; any other is its own."""
+    match = _UNFINISHED.fullmatch(name)
+    return match[1] if match else name
 
 
 def attempt_of(name: str) -> tuple[str, int] | None:
@@ -137,6 +168,6 @@ def segment_name(stem: str, digest: str) -> str:
 
 
 def digest_of(name: str) -> str | None:
-    """The digest that a segment's name carries."""
+    """The digest that the name of a segment or a checkpoint carries."""
     match = _DIGEST.fullmatch(name)
     return match[1] if match else None

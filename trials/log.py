@@ -4,6 +4,7 @@
 >>> log.append("told", {"bundle": "b0", "attempt": 0, "numbers": [0, 1]})     # durable on return
 >>> [event.kind for event in events(directory, read)]
 ['told']
+>>> tail = LogTail(directory, read)           # for whoever looks on: `tail.new()` again and again
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from trials import layout, rows, segments
 
+_TICK = 1_000_000_000  # ns: no file system's clock is coarser
 SCHEMA = pa.schema(
     [
         ("epoch", pa.int64()),
@@ -96,6 +98,46 @@ def events(directory: Path, read: Callable[[Path], pa.Table | None]) -> list[Eve
             found.pop()
         found += new
     return found
+
+
+class LogTail:
+    """Follows a log: each `new` gives what was appended since the last, and reads each segment once. For one thread.
+
+    An event may come again, with the same epoch and seq and in other words, where its first segment was never
+    acknowledged: the later one counts.
+    """
+
+    def __init__(self, directory: Path, read: Callable[[Path], pa.Table | None]) -> None:
+        self._directory = directory
+        self._read = read
+        self._seen: set[str] = set()
+        self._still: int | None = None  # when the directory last changed, where that can be relied on
+
+    def new(self) -> list[Event]:
+        """Events in the order of writing; raises OSError when the directory cannot be listed."""
+        changed = os.stat(self._directory).st_mtime_ns
+        if changed == self._still:
+            return []
+        looked = time.time_ns()
+        found: list[Event] = []
+        for name in self._unseen():
+            self._seen.add(name)
+            table = self._read(self._directory / name)
+            if table is not None and table.num_rows:
+                found += _events_of(table)
+        # two changes within one tick of the file system's clock look like one
+        self._still = changed if looked - changed > _TICK else None
+        return found
+
+    def _unseen(self) -> list[str]:
+        """New segments in the order of writing. A listing may miss a name that is made meanwhile and show a later one,
+        so what comes before the last one is listed again: by then it was there."""
+        last = max((place for place, _ in self._placed()), default=None)
+        return [] if last is None else [name for place, name in sorted(self._placed()) if place <= last]
+
+    def _placed(self) -> list[tuple[tuple[int, int], str]]:
+        names = set(os.listdir(self._directory)) - self._seen
+        return [(place, name) for name in names if (place := layout.log_place(name))]
 
 
 def _events_of(table: pa.Table) -> list[Event]:

@@ -17,6 +17,7 @@ from typing import Any
 from search_spaces import Value
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
+from trials.said import listening
 
 
 class LiveTrial:
@@ -50,13 +51,14 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
         error: str | None = None
         result: Any = None
         ending = Ending.COMPLETE
-        try:
-            result = plan.objective(live)
-            metrics = _metrics(plan, result)
-        except MemoryError:
-            ending, error, metrics = Ending.OOM, traceback.format_exc()[-2000:], {}
-        except (Exception, SystemExit):  # sys.exit in an objective ends that trial, not the worker
-            ending, error, metrics = Ending.ERROR, traceback.format_exc()[-2000:], {}
+        with listening() as said:
+            try:
+                result = plan.objective(live)
+                metrics = _metrics(plan, result)
+            except MemoryError:
+                ending, error, metrics = Ending.OOM, traceback.format_exc()[-2000:], {}
+            except (Exception, SystemExit):  # sys.exit in an objective ends that trial, not the worker
+                ending, error, metrics = Ending.ERROR, traceback.format_exc()[-2000:], {}
         spent = Spent(device_s=time.perf_counter() - clock)
         for step, found in live.reports:
             yield Report(
@@ -78,6 +80,7 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
             ended=time.time(),
             worker=worker,
             error=error,
+            said=said() or None,
         )
 
 

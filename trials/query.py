@@ -6,7 +6,7 @@ searches  `search_id, name, state, created, trials, complete, running, failed, d
           comparison's searches `comparison, arm, repeat, role` (search, retrain)
 trials    one row a trial asked, its last attempt that counts: `search_id, trial_id, number, generation, bundle_id,
           attempt, ending, value, step, device_seconds, flops, executed_flops, started, ended, asked, point, rounded,
-          worker, checkpoint, error`, and a column a metric. A trial that has not ended is `running`, with nulls
+          worker, checkpoint, error, said`, and a column a metric. A trial that has not ended is `running`, with nulls
 reports   `search_id, trial_id, bundle_id, attempt, step, flops, executed_flops, device_seconds`, a column a metric, and
           `arch.<name>` (to be quoted in SQL) a number of the live architecture
 
@@ -14,27 +14,30 @@ reports   `search_id, trial_id, bundle_id, attempt, step, flops, executed_flops,
 point asked for), `point` (where it ended; the point asked for while it runs) and `rounded` are JSON text. `created`,
 `started` and `ended` are Unix seconds. A metric named like another column stands under `metric.<name>`.
 
-What may be read is only these tables: no file, no extension, no setting. It is no protection against a statement that
-takes all memory or time; who runs strangers' SQL puts it in a process of its own, with limits.
+What may be named is only these tables, functions that compute on their arguments (`trials.sql_rules`), and nothing of
+the machine: no file, no extension, no setting. It is no protection against a statement that takes all memory or time:
+who runs strangers' SQL puts it in a process of its own, with limits.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from search_spaces.faults import Invalid, unknown
-from trials import layout, rows
-from trials.records import Ending, trial_id
-from trials.segments import Damaged
-from trials.store import Event, SearchStore, Store
+from trials import sql_rules, tables
+from trials.store import SearchStore, Store
 
-RUNNING = "running"
+TABLES: dict[str, Callable[[list[SearchStore]], pa.Table]] = {
+    "searches": tables.searches,
+    "trials": tables.trials,
+    "reports": tables.reports,
+}
+_BATCH = 1024  # rows of a batch, of which the last may be one too many
 _LOCKS = (
     "SET python_enable_replacements = false",
     "SET autoinstall_known_extensions = false",
@@ -42,22 +45,25 @@ _LOCKS = (
     "SET allow_community_extensions = false",
     "SET lock_configuration = true",
 )
-_SEARCHES = pa.schema(
-    [
-        *((name, pa.string()) for name in ("search_id", "name", "state")),
-        ("created", pa.float64()),
-        *((name, pa.int64()) for name in ("trials", "complete", "running", "failed")),
-        *((name, pa.float64()) for name in ("device_seconds", "flops")),
-        *((name, pa.string()) for name in ("comparison", "arm")),
-        ("repeat", pa.int64()),
-        ("role", pa.string()),
-    ]
-)
-_TRIALS = (
-    *("search_id", "trial_id", "number", "generation", "bundle_id", "attempt", "ending", "value", "step"),
-    *("device_seconds", "flops", "executed_flops", "started", "ended", "asked", "point", "rounded"),
-    *("worker", "checkpoint", "error"),
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an answer may take: `rows` and `size` (bytes in Arrow) of it, beyond which it is cut; `memory` (bytes) and
+    `threads` of DuckDB's own."""
+
+    rows: int
+    size: int
+    memory: int
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer; `cut` says what it was cut at (`rows` or `size`), and is empty where it is whole."""
+
+    table: pa.Table
+    cut: str = ""
 
 
 def query(store: Store, sql: str) -> pa.Table:
@@ -66,17 +72,63 @@ def query(store: Store, sql: str) -> pa.Table:
     Raises:
         Invalid: with what DuckDB says of the statement, or why it is not accepted.
     """
+    return answer(store, sql).table
+
+
+def answer(store: Store, sql: str, limits: Limits | None = None) -> Answer:
+    """The answer to one SELECT, cut at its limits.
+
+    Raises:
+        Invalid: as `query` does; also where DuckDB's memory does not suffice.
+    """
     with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
         _accept(connection, sql)
-        tables = _tables(store, sql)
-        for name, table in tables.items():
+        known = _tables(store, sql)
+        for name, table in known.items():
             connection.register(name, table)
-        for lock in _LOCKS:
-            connection.execute(lock)
+        for setting in (*_bounds(limits), *_LOCKS):
+            connection.execute(setting)
         try:
-            return connection.sql(sql).to_arrow_table()
-        except duckdb.Error as error:
-            raise Invalid([_sentence(error, tables)]) from error
+            result = connection.sql(sql)
+            if limits is None:
+                return Answer(table=result.to_arrow_table())
+            return _read(result.to_arrow_reader(_BATCH), limits)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise Invalid([_sentence(error, known)]) from error
+
+
+def _bounds(limits: Limits | None) -> list[str]:
+    if limits is None:
+        return []
+    return [
+        f"SET memory_limit = '{limits.memory}B'",
+        f"SET threads = {limits.threads}",
+        "SET max_temp_directory_size = '0B'",
+    ]
+
+
+def _read(reader: pa.RecordBatchReader, limits: Limits) -> Answer:
+    """What comes before a limit is met. Nothing that comes after it is worked out."""
+    batches, rows, size, cut = [], 0, 0, ""
+    for batch in reader:
+        if rows + batch.num_rows > limits.rows:
+            batch, cut = batch.slice(0, limits.rows - rows), "rows"
+        if size + batch.nbytes > limits.size:
+            batch, cut = batch.slice(0, _fitting(batch, limits.size - size)), "size"
+        batches.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if cut:
+            break
+    return Answer(table=pa.Table.from_batches(batches, reader.schema), cut=cut)
+
+
+def _fitting(batch: pa.RecordBatch, size: int) -> int:
+    """How many of a batch's first rows take at most `size` bytes."""
+    low, high = 0, batch.num_rows
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if batch.slice(0, middle).nbytes <= size else (low, middle - 1)
+    return low
 
 
 def _accept(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -88,9 +140,15 @@ def _accept(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     if kinds != [duckdb.StatementType.SELECT]:
         got = ", ".join(kind.name for kind in kinds) or "none"
         raise Invalid([f"sql: must be exactly one SELECT statement, but got {got}; ask one question at a time."])
+    try:
+        found = connection.execute("SELECT json_serialize_sql(?, skip_null := true, skip_default := true)", [sql])
+        ((parsed,),) = found.fetchall()
+    except duckdb.Error as error:
+        raise Invalid([_sentence(error, {})]) from error
+    sql_rules.accept(parsed, list(TABLES))
 
 
-def _sentence(error: duckdb.Error, tables: dict[str, pa.Table]) -> str:
+def _sentence(error: Exception, tables: dict[str, pa.Table]) -> str:
     text = str(error)
     if match := re.search(r"Table with name (.+?) does not exist", text):
         return unknown("sql", match[1], tables, "table")
@@ -102,89 +160,6 @@ def _sentence(error: duckdb.Error, tables: dict[str, pa.Table]) -> str:
 
 def _tables(store: Store, sql: str) -> dict[str, pa.Table]:
     """The tables that the statement can mean: reports are many, so they are read only where they are named."""
-    makers: dict[str, Callable[[list[SearchStore]], pa.Table]] = {
-        "searches": _searches,
-        "trials": _trials,
-        "reports": _reports,
-    }
-    named = [name for name in makers if name in sql.lower()] or list(makers)
+    named = [name for name in TABLES if name in sql.lower()] or list(TABLES)
     found = [store.search(search_id) for search_id in store.searches()]
-    return {name: make(found) if name in named else make([]) for name, make in makers.items()}
-
-
-def _searches(found: list[SearchStore]) -> pa.Table:
-    data = [_search_row(search) for search in found]
-    return pa.Table.from_pylist(data, schema=_SEARCHES)
-
-
-def _search_row(search: SearchStore) -> dict[str, Any]:
-    events = search.log()
-    trials = _trials_of(search, events)
-    counts = {str(item["values"]): int(item["counts"]) for item in pc.value_counts(trials["ending"]).to_pylist()}
-    try:
-        document = search.spec()
-    except Damaged:
-        document = {}
-    complete, running = counts.get(Ending.COMPLETE, 0), counts.get(RUNNING, 0)
-    return {
-        "search_id": search.id,
-        "name": str(document.get("name", search.id)),
-        "state": search.state(events),
-        "created": events[0].time if events else layout.spec(search.path).stat().st_mtime,
-        "trials": trials.num_rows,
-        "complete": complete,
-        "running": running,
-        "failed": trials.num_rows - complete - running,
-        "device_seconds": pc.sum(trials["device_seconds"], min_count=0).as_py(),
-        "flops": pc.sum(trials["flops"], min_count=0).as_py(),
-        **{key: document.get("labels", {}).get(key) for key in ("comparison", "arm", "repeat", "role")},
-    }
-
-
-def _trials(found: list[SearchStore]) -> pa.Table:
-    """The `trials` table of some searches, by search and number."""
-    parts = [_trials_of(search, search.log()) for search in found]
-    empty = _row_a_trial(rows.joined([]), {}, {}, "")
-    return rows.expose(pa.concat_tables([empty, *parts], promote_options="default"))
-
-
-def _reports(found: list[SearchStore]) -> pa.Table:
-    """The `reports` table of some searches."""
-    return rows.reports_of(rows.joined(search.report_rows() for search in found))
-
-
-def _trials_of(search: SearchStore, events: list[Event]) -> pa.Table:
-    outcomes = search.outcome_rows(events=events)
-    last = {number: index for index, number in enumerate(outcomes["number"].to_pylist())}
-    return _row_a_trial(outcomes, dict(_asked(events)), last, search.id)
-
-
-def _asked(events: list[Event]) -> Iterator[tuple[int, tuple[int, str]]]:
-    for event in events:
-        if event.kind == "asked":
-            for trial in event.body["trials"]:
-                yield trial["number"], (event.body["generation"], rows.to_json(trial["point"]))
-
-
-def _row_a_trial(
-    outcomes: pa.Table, asked: dict[int, tuple[int, str]], last: dict[int, int], search_id: str
-) -> pa.Table:
-    """One row a trial, asked or ended: the outcome at `last[number]`, or nulls."""
-    numbers = sorted(asked.keys() | last.keys())
-    table = outcomes.take(pa.array([last.get(number) for number in numbers], pa.int64()))
-    points = pa.array([asked[number][1] if number in asked else None for number in numbers], pa.string())
-    generations = [asked[number][0] if number in asked else None for number in numbers]
-    ending = table["ending"].fill_null(RUNNING)
-    ranked = pc.and_(pc.equal(ending, Ending.COMPLETE.value), pc.is_finite(table["value"]))
-    columns = {name: table[name] for name in table.column_names} | {
-        "search_id": pa.array([search_id] * len(numbers), pa.string()),
-        "trial_id": pc.coalesce(table["trial_id"], pa.array([trial_id(search_id, n) for n in numbers], pa.string())),
-        "number": pa.array(numbers, pa.int64()),
-        "generation": pa.array(generations, pa.int64()),
-        "ending": ending,
-        "value": pc.if_else(ranked, table["value"], pa.scalar(None, pa.float64())),
-        "asked": points,
-        "point": pc.coalesce(table["point"], points),
-    }
-    names = [*_TRIALS, *rows.measured(table.column_names, rows.METRIC)]
-    return pa.table({name: columns[name] for name in names})
+    return {name: make(found) if name in named else make([]) for name, make in TABLES.items()}

@@ -114,7 +114,7 @@ class Report:
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How one attempt at a trial ended. `value` is the objective's mean over replicates (None unless COMPLETE);
-    `started`, `ended` are Unix seconds; `error` the tail of a traceback."""
+    `started`, `ended` are Unix seconds; `error` the tail of a traceback, `said` of what the user's code printed."""
 
     trial_id: str
     number: int
@@ -132,6 +132,7 @@ class Outcome:
     worker: str = ""
     checkpoint: str | None = None
     error: str | None = None
+    said: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from search_spaces import Point
 from trials.hypergradients.method import Method
 from trials.noise import fold
 from trials.plan import Plan, Schedule
-from trials.records import Bundle, Ending, Outcome, Trial
+from trials.records import Bundle, Checkpoint, Ending, Outcome, Trial
 from trials.store import SearchStore
 from trials.train import Trainer
 
@@ -78,8 +78,8 @@ def schedules_of(search: SearchStore, plan: Plan, number: int) -> dict[str, Sche
         for trial in event.body["trials"]
         if trial["number"] == number
     )
-    whose = {"trial_id": outcome.trial_id, "bundle_id": outcome.bundle_id, "attempt": outcome.attempt}
-    reports = [r for r in search.reports_table().to_pylist() if all(r[key] == value for key, value in whose.items())]
+    # those of attempts that its own went on from included
+    reports = [r for r in search.reports_table().to_pylist() if r["trial_id"] == outcome.trial_id]
     reports.sort(key=lambda report: int(report["step"]))
     return {
         name: ((0.0, float(asked[name])), *((r["step"] / outcome.step, float(r[f"arch.{name}"])) for r in reports))
@@ -91,6 +91,7 @@ def schedules_of(search: SearchStore, plan: Plan, number: int) -> dict[str, Sche
 def _stored(search: SearchStore, trainer: Trainer, bundle: Bundle) -> Iterator[Outcome]:
     writer = search.attempt_writer(bundle.id, bundle.attempt)
     for record in trainer.train(bundle):
+        assert not isinstance(record, Checkpoint)  # none is asked for
         writer.append(record)
         if isinstance(record, Outcome):
             yield record

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("worker", pa.string()),
         ("checkpoint", pa.string()),
         ("error", pa.string()),
+        ("said", pa.string()),
     ]
 )
 FIXED = tuple(SCHEMA.names)
@@ -92,6 +93,7 @@ def outcome_row(search_id: str, outcome: Outcome) -> dict[str, Any]:
         "worker": _storable(outcome.worker),
         "checkpoint": outcome.checkpoint,
         "error": None if outcome.error is None else _storable(outcome.error),
+        "said": None if outcome.said is None else _storable(outcome.said),
         **{METRIC + name: float(value) for name, value in outcome.metrics.items()},
     }
 
@@ -122,7 +124,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
     """Tables under one another; a column that only some have is null in the others."""
     # Promoting compares every schema with every other's; runs of equal schemas go ten times faster without it.
-    runs = [pa.concat_tables(list(run)) for _, run in itertools.groupby(tables, key=lambda table: table.schema)]
+    plain = (table.replace_schema_metadata(None) for table in tables)
+    runs = [pa.concat_tables(list(run)) for _, run in itertools.groupby(plain, key=lambda table: table.schema)]
     return pa.concat_tables([SCHEMA.empty_table(), *runs], promote_options="default").combine_chunks()
 
 
@@ -180,6 +183,7 @@ def outcomes_of(table: pa.Table) -> list[Outcome]:
             worker=columns["worker"][i],
             checkpoint=columns["checkpoint"][i],
             error=columns["error"][i],
+            said=columns["said"][i],
         )
         for i, record in enumerate(columns["record"])
         if record == OUTCOME

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from trials import layout
 
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # our process's own limits say nothing about the file
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # our process's own limits say nothing about the file
 
 
 class Damaged(Exception):
@@ -62,7 +62,7 @@ def write_bytes(path: Path, payload: bytes | memoryview, *, replace: bool = Fals
     """A durable file at `path`, whole or not at all. Raises FileExistsError where there is one, unless `replace`."""
     if not replace and path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(layout.unfinished(path.name, secrets.token_hex(6)))
     renamed = False
     try:
         with open(temporary, "xb", buffering=0) as file:
@@ -82,7 +82,7 @@ def write_bytes(path: Path, payload: bytes | memoryview, *, replace: bool = Fals
 
 def write_once(path: Path, payload: bytes) -> None:
     """A durable file at `path`, whole or not at all; of several writers one wins, the others raise FileExistsError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(layout.unfinished(path.name, secrets.token_hex(6)))
     try:
         with open(temporary, "xb", buffering=0) as file:
             _write_all(file.write, payload)
@@ -143,7 +143,7 @@ class Reader:
                 facts = os.fstat(file.fileno())
                 payload = file.readall()
         except OSError as error:
-            if error.errno in _OURS:
+            if error.errno in OURS:
                 raise
             raise Damaged(path, f"cannot be read: {error.strerror}.") from error
         stamp = (facts.st_size, facts.st_mtime_ns)

@@ -10,14 +10,14 @@
 
 The events the store itself understands: `asked` and `told` as above, and `state` {"state": ...}; others are kept for
 whoever wrote them. Of several attempts at a bundle one *counts*: the one that a `told` names (the last such), else the
-lowest that is closed. Nothing stored is ever overwritten or deleted; damaged files are passed over and listed.
+lowest that is closed. Nothing stored is ever overwritten or deleted, but for checkpoints that later ones replace;
+damaged files are passed over and listed.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
-import itertools
 import os
 import secrets
 import shutil
@@ -26,17 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from search_spaces.faults import Invalid
-from trials import goals, layout, rows, segments
+from trials import checkpoints, goals, layout, rows, segments
 from trials.attempts import AttemptWriter, is_closed
 from trials.attempts import tables as attempt_tables
+from trials.curves import Curves
 from trials.goals import Goal
 from trials.lease import Held, Lease, holder
 from trials.log import Event, LogWriter, last_epoch
 from trials.log import events as log_events
-from trials.records import Ending, Outcome
+from trials.records import Checkpoint, Ending, Outcome, Start, trial_id
 from trials.segments import Conflict, Damaged
 
 __all__ = [
@@ -52,6 +52,9 @@ __all__ = [
     "SearchStore",
     "Store",
 ]
+
+#: what a search is that nobody drives, by the state that its goal wants
+IDLE = {"pause": "paused", "stop": "stopped", "cancel": "cancelled"}
 
 
 class NotFound(LookupError):
@@ -129,12 +132,13 @@ class Store:
         Raises:
             NotFound: naming the nearest id there is.
         """
+        path = layout.search(self.root, search_id)
+        if not layout.id_faults("", search_id) and layout.spec(path).is_file():
+            return SearchStore(search_id, path)
         known = self.searches()
-        if search_id not in known:
-            near = difflib.get_close_matches(search_id, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The store has {len(known)} searches; list them."
-            raise NotFound(f"search: no search {search_id!r} in {self.root}. {hint}")
-        return SearchStore(search_id, layout.search(self.root, search_id))
+        near = difflib.get_close_matches(search_id, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"The store has {len(known)} searches; list them."
+        raise NotFound(f"search: no search {search_id!r} in {self.root}. {hint}")
 
 
 class SearchStore:
@@ -159,9 +163,28 @@ class SearchStore:
         """The right to be this search's one owner; its epochs lie above every epoch in the log."""
         return Lease(layout.lease(self.path), above=self._last_epoch())
 
-    def checkpoint_path(self, bundle_id: str, attempt: int) -> Path:
-        """Where an attempt's lanes belong."""
-        return layout.checkpoint(self.path, bundle_id, attempt)
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> Path:
+        """A checkpoint, durable on return; earlier ones of the same attempt are removed then. Raises OSError."""
+        return checkpoints.save(layout.checkpoints(self.path), checkpoint)
+
+    def checkpoints(self) -> dict[tuple[str, int], int]:
+        """The last step of each attempt, by bundle and number, that has a checkpoint: by the names of files alone."""
+        return checkpoints.places(layout.checkpoints(self.path))
+
+    def load_checkpoint(self, start: Start, numbers: Sequence[int]) -> Checkpoint:
+        """Those trials of a checkpoint, in that order.
+
+        Raises:
+            Damaged: it is not there, is not what was written, or is of a version that is not known here.
+            ValueError: it does not hold one of the trials.
+        """
+        return checkpoints.load(layout.checkpoints(self.path), start, numbers)
+
+    def forget_checkpoints(self, bundle_id: str, attempt: int) -> None:
+        """Remove what checkpoints an attempt has: nobody goes on from them."""
+        checkpoints.forget(layout.checkpoints(self.path), bundle_id, attempt)
 
     # -- the goal --------------------------------------------------------------------------------------------------
 
@@ -193,20 +216,29 @@ class SearchStore:
         return log_events(layout.log(self.path), self._read)
 
     def state(self, events: Sequence[Event] | None = None) -> str:
-        """What the last `state` event says; but a search runs only while somebody holds its lease: one that was killed
-        could not write that it runs no more."""
+        """How it stands: running while somebody holds its lease (one that was killed could not write that it runs no
+        more); complete or failed, as the last `state` event says; else paused, stopped or cancelled where its goal says
+        so, queued where a runner is to take it up, or interrupted."""
         if holder(layout.lease(self.path)) is not None:
             return "running"
         said = [str(e.body["state"]) for e in (self.log() if events is None else events) if e.kind == "state"]
-        return "interrupted" if not said or said[-1] == "running" else said[-1]
+        if said and said[-1] in ("complete", "failed"):
+            return said[-1]
+        goal = found[-1].state if (found := self.goals()) else "run"
+        if goal in IDLE:
+            return IDLE[goal]
+        try:
+            return "queued" if self.spec().get("submitted") else "interrupted"
+        except Damaged:
+            return "interrupted"
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
-    def attempt_writer(self, bundle_id: str, attempt: int) -> AttemptWriter:
-        """The one writer of an attempt; raises `Conflict` where the attempt has had one."""
+    def attempt_writer(self, bundle_id: str, attempt: int, start: Start | None = None) -> AttemptWriter:
+        """The one writer of an attempt, which goes on from `start`; raises `Conflict` where it has had one."""
         if faults := layout.id_faults("bundle", bundle_id):
             raise Invalid(faults)
-        return AttemptWriter(layout.attempt(self.path, bundle_id, attempt), self.id, bundle_id, attempt)
+        return AttemptWriter(layout.attempt(self.path, bundle_id, attempt), self.id, bundle_id, attempt, start)
 
     def attempts(self) -> dict[tuple[str, int], bool]:
         """Every attempt, by bundle and number, and whether it is closed (a damaged final segment still closes)."""
@@ -258,8 +290,8 @@ class SearchStore:
 
     def reports_table(self, every_attempt: bool = False) -> pa.Table:
         """Reports: `search_id, trial_id, bundle_id, attempt, step, flops, executed_flops, device_seconds`, a column
-        a metric and `arch.<name>` a number of the architecture. Of an attempt that a later one resumed, only what
-        lies before that one's first report, unless `every_attempt`."""
+        a metric and `arch.<name>` a number of the architecture. Of an attempt from whose checkpoint a trial went on,
+        in whatever bundle, only what lies before that, unless `every_attempt`."""
         return rows.reports_of(self.report_rows(every_attempt))
 
     def outcome_rows(self, closed_only: bool = True, events: Sequence[Event] | None = None) -> pa.Table:
@@ -277,22 +309,11 @@ class SearchStore:
             return rows.only(
                 rows.REPORT, rows.joined(table for place in self.attempts() for table in self._tables(place))
             )
-        counting = self.counting()
-        curves = itertools.groupby(self.attempts(), key=lambda place: place[0])
-        parts = [part for bundle_id, places in curves for part in self._curve(list(places), counting.get(bundle_id))]
-        return rows.only(rows.REPORT, rows.joined(parts))
-
-    def _curve(self, places: list[tuple[str, int]], counts: int | None) -> list[pa.Table]:
-        """A bundle's reports: of the attempt that counts (else the last), and before it of those it resumed."""
-        places = [place for place in places if counts is None or place[1] <= counts]
-        parts = list(self._tables(places.pop()))
-        while places:
-            reports = rows.only(rows.REPORT, rows.joined(parts))
-            earlier = rows.only(rows.REPORT, rows.joined(self._tables(places.pop())))
-            if reports.num_rows:
-                earlier = earlier.filter(pc.less(earlier["step"], pc.min(reports["step"])))
-            parts = [earlier, reports]
-        return parts
+        events = self.log()
+        counting, told = self.counting(events), self.told_trials(events)
+        whose = {trial_id(self.id, number): bundle_id for number, (bundle_id, _) in told.items()}
+        whose = {trial: bundle_id for trial, bundle_id in whose.items() if bundle_id in counting}
+        return rows.joined(Curves(self._tables, self.attempts(), counting, whose).parts())
 
     def _tables(self, place: tuple[str, int]) -> Iterator[pa.Table]:
         return attempt_tables(layout.attempt(self.path, *place), self._read)
@@ -312,6 +333,12 @@ class SearchStore:
         self.goals()
         for place in self.attempts():
             list(self._tables(place))
+        for path in checkpoints.files(layout.checkpoints(self.path)):
+            try:
+                checkpoints.check(path)
+            except Damaged as damage:
+                if path.exists():  # else its writer has removed it for a later one
+                    self._lost(damage)
         return self.damaged
 
     def _lost(self, damage: Damaged) -> None:

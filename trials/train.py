@@ -23,7 +23,8 @@ from trials.fused import FusedRun
 from trials.lanes.making import is_dense
 from trials.objective import call_objective
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Report, outcome_of
+from trials.records import Bundle, Checkpoint, Ending, Outcome, Report, outcome_of
+from trials.resuming import fits, spent_before
 
 
 class Trainer:
@@ -33,16 +34,35 @@ class Trainer:
         self.plan, self.device = plan, torch.device(device)
         self._splits: dict[tuple[str, ...], Rows] = {}
 
-    def train(self, bundle: Bundle, *, worker: str = "") -> Iterator[Report | Outcome]:
-        """Records of the bundle: reports as they come, then one outcome per trial. Never raises for a trial's fault."""
+    def train(
+        self,
+        bundle: Bundle,
+        *,
+        worker: str = "",
+        start: Checkpoint | None = None,
+        checkpoint_every: float | None = None,
+    ) -> Iterator[Report | Outcome | Checkpoint]:
+        """Records of the bundle: reports as they come, then one outcome per trial. Never raises for a trial's fault.
+
+        Between steps of a fused bundle comes a checkpoint whenever `checkpoint_every` seconds have passed since the
+        last (None: never); from one of them, as `start`, the bundle goes on as if it had not been cut off. What a trial
+        had cost by then is part of what it costs; the bundle's own `seconds` are those of this attempt.
+
+        Raises:
+            ValueError: `start` is not of the bundle's trials, in their order.
+        """
         started = time.time()
         if self.plan.objective is not None:
             yield from call_objective(self.plan, bundle, worker)
             return
+        if start is not None:
+            fits(start, bundle)
         try:
-            yield from FusedRun(self.plan, bundle, self.rows, self.device, worker).records()
+            run = FusedRun(self.plan, bundle, self.rows, self.device, worker, start)
+            yield from run.records(checkpoint_every)
         except Exception as error:
-            yield from failures(bundle, Ending.OOM if out_of_memory(error) else Ending.ERROR, error, started, worker)
+            ending = Ending.OOM if out_of_memory(error) else Ending.ERROR
+            yield from failures(bundle, ending, error, started, worker, start)
 
     def rows(self, *splits: str) -> Rows:
         """Splits joined and on the device, prepared once."""
@@ -73,9 +93,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def failures(
-    bundle: Bundle, ending: Ending, error: BaseException, started: float, worker: str = ""
+    bundle: Bundle,
+    ending: Ending,
+    error: BaseException,
+    started: float,
+    worker: str = "",
+    start: Checkpoint | None = None,
 ) -> Iterator[Outcome]:
-    """One outcome per trial of a bundle that ended as a whole."""
+    """One outcome per trial of a bundle that ended as a whole, after it had gone on from `start`."""
     tail = "".join(traceback.format_exception(error))[-2000:]
-    facts = {"started": started, "ended": time.time(), "worker": worker, "error": tail}
-    yield from (outcome_of(trial, bundle, ending, **facts) for trial in bundle.trials)
+    facts = {"ended": time.time(), "worker": worker, "error": tail}
+    for i, trial in enumerate(bundle.trials):
+        yield outcome_of(trial, bundle, ending, started=started, spent=spent_before(start, i), **facts)

@@ -15,10 +15,11 @@ def open_board(url: str) -> Board:
     """The board at a URL: `sqlite:///path`, or `redis://`, `rediss://` or `unix://` as redis-py reads them.
 
     Raises:
-        Invalid: when it is not such a URL, or the file cannot be one of ours.
+        Invalid: when it is not such a URL, the file cannot be one of ours, or the server is none that we can use.
         Unreachable: when the server does not answer.
     """
     from search_spaces.faults import Invalid
+    from service.board.rules import masked
 
     scheme, _, rest = url.partition("://")
     if scheme == "sqlite" and rest.startswith("/"):
@@ -29,4 +30,4 @@ def open_board(url: str) -> Board:
         from service.board.redis import RedisBoard
 
         return RedisBoard(url)
-    raise Invalid([f"board: must be sqlite:///FILE or redis://HOST:PORT/0, but got {url!r}."])
+    raise Invalid([f"board: must be sqlite:///FILE or redis://HOST:PORT/0, but got {masked(url)!r}."])

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from search_spaces import Point
 from service.budgets import Budgets
-from service.controller import MAX_RETRIES, Done, best_of
+from service.controller import MAX_RETRIES, Done
+from service.progress import best_of
 from service.samplers import Asked, History, ListedSampler, RandomSampler
 from trials.ledger import most_flops
 from trials.query import query

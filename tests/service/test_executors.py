@@ -25,7 +25,8 @@ import pytest
 
 from service.controller import SearchFailed
 from service.driver import Result, resume, run
-from service.executors.local import Bench, Worker
+from service.executors.local import Bench
+from service.executors.worker import Worker
 from service.spec import check
 from service.summary import summary
 from trials.query import query
@@ -231,7 +232,7 @@ def test_local_workers_change_nothing(store, truth, short):
             assert facts == truth(short)
             assert 1 <= len(workers_of(store.search(result.search_id))) <= workers
         assert len(descendants()) >= 3  # they wait for another search
-    assert not [name for name in descendants().values() if "service.executors.local" in name]
+    assert not [name for name in descendants().values() if "service.executors.worker" in name]
 
 
 @pytest.mark.usefixtures("_nothing_left")
@@ -275,7 +276,7 @@ def test_killed_local_workers_are_replaced_and_nothing_changes(store, truth, lon
         for _ in range(2):
             until(lambda: open_attempts(search) - {(body["bundle"], body["attempt"]) for body in lost_of(search)})
             for pid, name in descendants().items():
-                if pid not in before and "service.executors.local" in name:
+                if pid not in before and "service.executors.worker" in name:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
             until(lambda: len(lost_of(search)) > 0)
@@ -291,6 +292,43 @@ def test_killed_local_workers_are_replaced_and_nothing_changes(store, truth, lon
     assert len(lost_of(search)) >= 2
     workers = {int(worker.rpartition("-")[2]) for worker in workers_of(search)}
     assert workers - set(killed), "someone else finished the work"
+
+
+@pytest.mark.usefixtures("_nothing_left")
+def test_a_killed_worker_costs_only_the_steps_since_its_last_checkpoint(store, truth, longer, monkeypatch):
+    monkeypatch.setattr("service.driver.CHECKPOINT_EVERY", 0.2)
+    moved = {**longer["space"]["width.0"], "moved_by": "gradient"}
+    spec = {
+        **longer,
+        "space": {"width.0": moved, "lr": longer["space"]["lr"]},
+        "search": {"sampler": "random", "batch": 4, "hypergradient": {"kind": "bilevel", "warmup": 20, "every": 10}},
+        "budget": {"trials": 4},
+        "resources": {"workers": 1, "lanes": 4},
+    }
+    found: dict[str, Any] = {}
+
+    def kill() -> None:
+        search = until(lambda: store.searches() and store.search(store.searches()[0]))
+        (place, step), *_ = until(lambda: {p: s for p, s in search.checkpoints().items() if s > 100}).items()
+        worker = next(pid for pid, name in descendants().items() if "service.executors.worker" in name)
+        os.kill(worker, signal.SIGSTOP)
+        found.update(place=place, step=max(step, search.checkpoints().get(place, 0)))
+        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    _, facts = searched(store, spec, "local")
+    killer.join()
+    search = store.search(store.searches()[0])
+    assert facts == truth(spec)
+    reports = search.reports_table(every_attempt=True).to_pylist()
+    of_first = {r["step"] for r in reports if (r["bundle_id"], r["attempt"]) == found["place"]}
+    rest = {r["step"] for r in reports if (r["bundle_id"], r["attempt"]) != found["place"]}
+    assert found["step"] > 100
+    assert min(of_first) < found["step"] < min(rest), "steps before the checkpoint were run again"
+    whole = {(r["trial_id"], r["step"]) for r in search.reports_table().to_pylist()}
+    assert {step for _, step in whole} == {r for r in of_first if r <= found["step"]} | rest
+    assert not search.checkpoints(), "all trials are told"
 
 
 @pytest.mark.usefixtures("_nothing_left")
@@ -325,7 +363,7 @@ def test_killed_ray_slots_are_replaced_and_nothing_changes(store, slow, ray_here
 
 @pytest.mark.usefixtures("_nothing_left")
 def test_workers_that_cannot_start_end_the_search_with_their_last_words(store, tmp_path):
-    code = "import sys\nif 'service.executors.local' in sys.orig_argv: raise ImportError('no engine here')\n"
+    code = "import sys\nif 'service.executors.worker' in sys.orig_argv: raise ImportError('no engine here')\n"
     (tmp_path / "broken_here.py").write_text(code + "def objective(trial): return 0.0\n")
     spec = {
         "task": "broken_here:objective",
@@ -350,7 +388,7 @@ def test_how_a_worker_ended_is_told_as_it_was():
         worker = Worker.start(1)
         if blow is not None:
             worker.process.send_signal(blow)
-        endings[blow] = worker.end(time.monotonic() + (0.0 if blow is None else 20.0))
+        endings[blow] = worker.end(0.0 if blow is None else 20.0)
     assert endings == {
         signal.SIGKILL: "nothing (killed by SIGKILL, as the kernel does when memory runs out)",
         signal.SIGTERM: "nothing (killed by SIGTERM)",

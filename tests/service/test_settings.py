@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from search_spaces import Invalid
 from service.documents import document, parse_yaml
-from service.settings import Setting, settings, store_root
+from service.settings import Setting, board_url, service_url, settings, started_url, store_root, token
 from service.spec import read
 
 
 @pytest.fixture(autouse=True)
 def empty_home(tmp_path, monkeypatch):
     """A working directory and a home without any setting."""
-    for variable in ("CONTINUA_STORE", "CONTINUA_DATA", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+    service = ("CONTINUA_BOARD", "CONTINUA_URL", "CONTINUA_TOKEN", "CONTINUA_TOKEN_FILE")
+    for variable in ("CONTINUA_STORE", "CONTINUA_DATA", "XDG_CONFIG_HOME", "XDG_DATA_HOME", *service):
         monkeypatch.delenv(variable, raising=False)
     (tmp_path / "home").mkdir()
     (tmp_path / "project").mkdir()
@@ -107,12 +108,100 @@ def test_a_store_that_cannot_be_a_directory_is_refused(tmp_path, monkeypatch):
     assert "store (CONTINUA_STORE): must be a directory" in refused()
 
 
-def test_settings_carry_their_origins(monkeypatch):
-    assert [row[0] for row in settings().rows()] == ["store"]
+def test_settings_carry_their_origins(tmp_path, monkeypatch):
+    assert [row[0] for row in settings().rows()] == ["store", "board"]
     monkeypatch.setenv("CONTINUA_DATA", "/data")
     found = settings("/flag")
-    assert found.rows() == [("store", "/flag", "--store"), ("data", "/data", "CONTINUA_DATA")]
+    board = ("board", "sqlite:///flag/board.sqlite", "default")
+    assert found.rows() == [("store", "/flag", "--store"), board, ("data", "/data", "CONTINUA_DATA")]
     assert found.store == Setting(value="/flag", origin="--store")
+
+
+# -- the service -------------------------------------------------------------------------------------------------------
+
+
+def test_board_and_url_come_from_flag_environment_and_files(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    assert service_url() is None
+    file = project / "continua.toml"
+    file.write_text('board = "redis://one/0"\nurl = "http://one:8642/"\n')
+    assert board_url(project).value == "redis://one/0"
+    assert service_url() == Setting(value="http://one:8642", origin=str(file))
+    monkeypatch.setenv("CONTINUA_BOARD", "redis://:password@two/0")
+    monkeypatch.setenv("CONTINUA_URL", "https://two/api")
+    assert board_url(project) == Setting(value="redis://:password@two/0", origin="CONTINUA_BOARD")
+    assert service_url() == Setting(value="https://two/api", origin="CONTINUA_URL")
+    assert service_url("http://three") == Setting(value="http://three", origin="--url")
+    assert "password" not in str(settings().rows())
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("localhost:8642", "must be a service's URL such as http://127.0.0.1:8642, but got 'localhost:8642'"),
+        ("ftp://a", "must be a service's URL"),
+        ("http://", "must be a service's URL"),
+        ("http://a:99999", "must be a service's URL"),
+        ("http://me:secret@a", "must have no password"),
+        ("http://a/?token=secret", "must have no password"),
+    ],
+)
+def test_what_is_no_url_is_refused_without_its_secrets(url, words):
+    with pytest.raises(Invalid) as caught:
+        service_url(url)
+    assert words in str(caught.value)
+    assert "--url" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_token_is_found_and_never_shown(tmp_path, monkeypatch):
+    assert token() is None
+    own = tmp_path / "home" / ".config" / "continua" / "token"
+    own.parent.mkdir(parents=True)
+    own.write_text("secret-own\n")
+    own.chmod(0o600)
+    assert (token().value, token().origin) == ("secret-own", str(own))
+    named = tmp_path / "named"
+    named.write_text("secret-named")
+    monkeypatch.setenv("CONTINUA_TOKEN_FILE", str(named))
+    assert (token().value, token().origin) == ("secret-named", str(named))
+    monkeypatch.setenv("CONTINUA_TOKEN", "secret-said")
+    assert (token().value, token().origin) == ("secret-said", "CONTINUA_TOKEN")
+    found = settings()
+    assert ("token", "(hidden)", "CONTINUA_TOKEN") in found.rows()
+    assert "secret" not in f"{found} {found.rows()}"
+
+
+def test_a_token_that_others_may_read_or_that_is_none_is_refused_without_showing_it(tmp_path, monkeypatch):
+    own = tmp_path / "home" / ".config" / "continua" / "token"
+    own.parent.mkdir(parents=True)
+    own.write_text("secret")
+    own.chmod(0o644)
+    with pytest.raises(Invalid, match=r"must be its owner's alone \(0600\), but is 0644; run: chmod 600"):
+        token()
+    monkeypatch.setenv("CONTINUA_TOKEN_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(Invalid, match=r"CONTINUA_TOKEN_FILE .* cannot be read: No such file"):
+        token()
+    for text in ("secret secret", "secret\nheader: x", "s\u00e9cret"):
+        monkeypatch.setenv("CONTINUA_TOKEN", text)
+        with pytest.raises(Invalid, match="must be one word") as caught:
+            token()
+        assert "cret" not in str(caught.value).replace("CONTINUA_TOKEN", "")
+
+
+def test_a_file_that_others_may_read_holds_no_token(tmp_path):
+    (tmp_path / "project" / "continua.toml").write_text('token = "secret"\n')
+    with pytest.raises(Invalid, match="no file that others may read holds a secret") as caught:
+        service_url()
+    assert "'secret'" not in str(caught.value)
+
+
+def test_what_up_wrote_leads_to_its_service(tmp_path):
+    assert started_url(tmp_path) is None
+    (tmp_path / "server.json").write_text("{")
+    assert started_url(tmp_path) is None
+    (tmp_path / "server.json").write_text('{"url": "http://127.0.0.1:1"}')
+    assert started_url(tmp_path) == Setting(value="http://127.0.0.1:1", origin=str(tmp_path / "server.json"))
 
 
 # -- documents ---------------------------------------------------------------------------------------------------------

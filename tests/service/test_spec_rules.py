@@ -173,6 +173,8 @@ REFUSED = [
     ({"resources": {"workers": 0}}, "resources.workers: must be a whole number of at least 1, but got 0."),
     ({"resources": {"cpus_per_worker": 0}}, "resources.cpus_per_worker: must be a number above 0, but got 0."),
     ({"resources": {"gpus_per_worker": -1}}, "resources.gpus_per_worker: must be a number of at least 0, but got -1."),
+    ({"resources": {"trial_seconds": 0}}, "resources.trial_seconds: must be a number above 0, but got 0."),
+    ({"resources": {"grace_seconds": -1}}, "resources.grace_seconds: must be a number of at least 0, but got -1."),
     ({"resources": {"lanes": "all"}}, "resources.lanes: must be auto or a whole number of at least 1, but got 'all'."),
     ({"seed": -1}, "seed: must be a whole number of at least 0, but got -1."),
     ({"seed": 10**400}, "seed: must be a whole number of at least 0, but got inf."),

@@ -189,9 +189,3 @@ def test_tables_have_their_columns_even_when_empty(search: SearchStore) -> None:
     assert table.select(["search_id", "number", "value", "metric.value"]).to_pylist() == [
         {"search_id": "s", "number": 0, "value": 0.0, "metric.value": 7.0}
     ]
-
-
-def test_checkpoints_have_a_place(search: SearchStore) -> None:
-    path = search.checkpoint_path("b0", 3)
-    assert path.parent.is_dir()
-    assert path.relative_to(search.path) == Path("checkpoints/b0.3.safetensors")

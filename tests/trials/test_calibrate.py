@@ -1,11 +1,14 @@
 """The lane count that measuring chooses: the curve is made up, so that the choice can be known; one run is real."""
 
+from dataclasses import replace
+
 import pytest
 
 from search_spaces import Space
 from search_spaces.networks import MLP
 from trials import calibrate as measuring
 from trials.calibrate import CANDIDATES, calibrate
+from trials.hypergradients import Method
 from trials.plan import Plan
 from trials.records import Ending
 from trials.tasks import load
@@ -76,6 +79,30 @@ def test_what_would_not_fit_into_memory_is_not_tried(plan, monkeypatch):
     assert tried == [1, 2, 4]
     monkeypatch.setattr(measuring, "free_memory", lambda device: 1.0)
     assert calibrate(plan, up_to(256)).lanes == 1
+
+
+def test_a_count_that_a_spec_asks_for_is_cut_off_where_memory_ends(plan, monkeypatch):
+    most = measuring.fitting(plan, 10**9)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: 1e5)
+    tight = measuring.fitting(plan, 10**9)
+    assert 1 <= tight < most
+    assert measuring.fitting(plan, 1) == 1
+    assert measuring.fitting(replace(plan, seeds=2), 10**9) == max(1, tight // 2)
+    on_curve(monkeypatch, lambda lanes: 1.0 / lanes)
+    assert calibrate(plan, (10**6,)).lanes == tight
+    called = Plan(space=SPACE, objective=lambda trial: 0.0, metric="value")
+    assert measuring.fitting(called, 10**6) == 10**6
+
+
+def test_a_method_that_remembers_each_coordinate_wants_more_memory(plan, monkeypatch):
+    """Forward mode carries a tangent for each number that moves, and some memberships have one for each unit."""
+    monkeypatch.setattr(measuring, "free_memory", lambda device: 1e9)
+    moved = Space.from_dict({"width.0": {"type": "width", "low": 2, "high": 16, "moved_by": "gradient"}})
+    one, many = (
+        replace(plan, space=moved, method=Method(kind="forward"), network=MLP(layers=1, membership=membership))
+        for membership in ("band", "fuzzy")
+    )
+    assert measuring.fitting(many, 10**9) < measuring.fitting(one, 10**9)
 
 
 def test_measuring_for_real_chooses_a_candidate_and_says_what_it_cost(plan):

@@ -63,7 +63,7 @@ def test_it_is_in_force_from_the_step_on_that_its_share_says() -> None:
     with torch.no_grad():
         for step in range(run.steps):
             rate = 0.1 if step < round(run.steps / 4) else 0.02 if step < round(run.steps * 3 / 4) else 0.3
-            by_hand.program.retune({**by_hand._hyper, "lr": torch.tensor([rate], dtype=torch.float64)})
+            by_hand.program.retune({**by_hand.hyper, "lr": torch.tensor([rate], dtype=torch.float64)})
             for one in (run, by_hand):
                 one._advance(step, order, order)
             assert torch.equal(run.program.stands()[0], by_hand.program.stands()[0]), step

@@ -25,7 +25,7 @@ Legend of shape suffixes: K lanes, P coordinates that move, T the flat buffer.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,43 @@ class Hypernet:
     def reset(self) -> None:
         """Weights follow nothing yet: for lanes laid out anew, whose numbers lie elsewhere in the buffer."""
         self.response_PT = self._rested_T = None
+
+    def relaid(self, before_T: Tensor, now_T: Tensor, same: Sequence[int]) -> None:
+        """Lanes have been laid out anew, from where `before_T` says whose each number was to where `now_T` does. The
+        weights of those that are the `same` as before follow as they did; the others', which lie elsewhere, nothing.
+        """
+        if self.response_PT is None:
+            return
+        lanes = torch.tensor(same, dtype=before_T.dtype, device=before_T.device)
+        was_T, is_T = torch.isin(before_T, lanes), torch.isin(now_T, lanes)
+        response_PT = self.response_PT.new_zeros(len(self.response_PT), len(now_T))
+        response_PT[:, is_T] = self.response_PT[:, was_T]
+        if self._rested_T is not None:
+            rested_T = torch.zeros_like(now_T, dtype=torch.bool)
+            rested_T[is_T] = self._rested_T[was_T]
+            self._rested_T = rested_T
+        self.response_PT = response_PT
+
+    def saved(self, by_lane: Callable[[Tensor], Tensor], lanes: int) -> dict[str, Tensor]:
+        """What it remembers after some windows, by name, [K, ...]; `by_lane` sorts a buffer [T, ...] by lane."""
+        found = {"step": torch.full((lanes,), self.step)}
+        if self.response_PT is not None:
+            found["response"] = by_lane(self.response_PT.mT)
+        if self._rested_T is not None:
+            found["rested"] = by_lane(self._rested_T)
+        return found
+
+    def resume(self, state: Mapping[str, Tensor], take: Callable[[Tensor, Tensor], None], like_T: Tensor) -> None:
+        """Go on from what `saved` gave; `take(rows, buffer)` is the way back, into a buffer like `like_T`."""
+        self.step = int(state["step"][0])
+        if "response" in state:
+            rows_KMP = state["response"].to(like_T)
+            response_TP = like_T.new_zeros(len(like_T), rows_KMP.shape[2])
+            take(rows_KMP, response_TP)
+            self.response_PT = response_TP.mT.contiguous()
+        if "rested" in state:
+            self._rested_T = torch.zeros_like(like_T, dtype=torch.bool)
+            take(state["rested"].to(like_T.device), self._rested_T)
 
     def derivative(
         self, inner: Inner, state: State, h_KP: Tensor, batches: Sequence[Batch], outer: Batch

@@ -24,6 +24,14 @@ from trials.hypergradients.method import Method
 
 Scale = tuple[float, float, bool]  # low, high, log
 INSIDE = 1e-3  # how far from an end of its range a parameter begins that never arrives there
+_KEPT = {  # what lasts from move to move
+    "n": "n_KG",
+    "v": "_v_KG",
+    "mean": "_mean_KG",
+    "square": "_square_KG",
+    "dual": "dual_KC",
+    "clipped": "clipped_K",
+}
 FURTHEST = math.log(1e9 - 1) / 4  # its greatest coordinate: further on, rounding would put it at the end for good
 
 
@@ -95,6 +103,18 @@ class Moves:
             self._v_KG = torch.where(n_KG == self.n_KG, self._v_KG, self._coordinate(n_KG))
         self.n_KG = n_KG
         return self.n_KG
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that it is after some moves, by name, [K, ...]; copies."""
+        lanes = len(self.n_KG)
+        found = {name: getattr(self, own).clone() for name, own in _KEPT.items()}
+        return {**found, "moved": torch.full((lanes,), self.moved), "steps": torch.full((lanes,), self._steps)}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `saved` gave."""
+        for name, own in _KEPT.items():
+            setattr(self, own, state[name].clone())
+        self.moved, self._steps = int(state["moved"][0]), int(state["steps"][0])
 
     def units(self) -> Tensor:
         """What a unit of the coordinate is of each size, where it is now: dn/dv, [K, G]."""

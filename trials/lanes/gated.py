@@ -89,6 +89,24 @@ class DenseProgram:
     def stands(self) -> tuple[Tensor, dict[str, Tensor]]:
         return self.dense.weights_T, self.dense.optimiser.state
 
+    def by_lane(self, buffer: Tensor) -> Tensor:
+        return self.dense.layout.by_lane(buffer)
+
+    def take(self, rows: Tensor, buffer: Tensor) -> None:
+        self.dense.layout.take(rows, buffer)
+
+    def memory(self) -> dict[str, Tensor]:
+        return {}
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        pass
+
+    def again(self, sizes: Sequence[tuple[Size, ...]]) -> None:
+        units = [tuple(n for n in lane if isinstance(n, int)) for lane in sizes]
+        if units != self.dense.sizes:
+            self.dense.resize(units)
+        self._members = []
+
     def regate(
         self,
         grades: Sequence[Tensor],

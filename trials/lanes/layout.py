@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 ALIGNMENT = 32
 
@@ -65,6 +66,23 @@ class Layout:
         rows, columns = self.shapes[0][part]
         offset = self.offsets[0][part]
         return [buffer_T[offset : offset + self.lanes * rows * columns].view(self.lanes, rows, columns)]
+
+    def by_lane(self, buffer: Tensor) -> Tensor:
+        """Each lane's numbers of a buffer [T, ...], part by part and without the rest of a span, [K, M, ...]; 0 beyond
+        a lane's own. They are the same in any company."""
+        return pad_sequence([torch.cat(self._own(buffer, lane)) for lane in range(self.lanes)], batch_first=True)
+
+    def take(self, rows: Tensor, buffer: Tensor) -> None:
+        """Put what `by_lane` gave back into a buffer, wherever its lanes lie now."""
+        for lane in range(self.lanes):
+            own = self._own(buffer, lane)
+            sizes = [len(part) for part in own]
+            for part, numbers in zip(own, torch.split(rows[lane, : sum(sizes)], sizes), strict=True):
+                part.copy_(numbers)
+
+    def _own(self, buffer: Tensor, lane: int) -> list[Tensor]:
+        places = zip(self.offsets[lane], self.shapes[lane], strict=True)
+        return [buffer[offset : offset + rows * columns] for offset, (rows, columns) in places]
 
     def owners(self) -> tuple[Tensor, Tensor]:
         """The lane and the part that each place of a buffer belongs to, int64 [T] both."""

@@ -35,6 +35,7 @@ from trials.lanes.layout import Layout
 from trials.lanes.places import Places, cut, paste, places
 from trials.lanes.program import Batch, Functions, anew, in_chunks, loss_of, norms_of, still
 from trials.lanes.regating import Regated
+from trials.lanes.saving import remembered, stacked
 from trials.noise import fold
 from trials.optimisers import Optimiser, Rule
 
@@ -65,6 +66,7 @@ class LoopedLanes(Regated):
         self.device, self.dtype = torch.device(device), dtype
         self.gates = list(start.gates)
         self._draws, self._steps = draws(start.flow.graph), 0
+        self._moved = False  # whether lanes have been laid anew, so that something of them may be at home alone
         self._growing = Growing(start, growth, loss) if growth != "fresh" else None
 
     # -- laying out --------------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ class LoopedLanes(Regated):
 
     def _relay(self, sizes: Sequence[Mapping[str, Size]]) -> None:
         """Weights, optimiser state and running statistics go home; the lanes that changed are cut anew."""
-        statistics = []
+        statistics, self._moved = [], True
         for lane, module in enumerate(self.modules):
             for i, name in self._numbered(lane):
                 place = self.places[lane].get(name)
@@ -215,9 +217,61 @@ class LoopedLanes(Regated):
     ) -> None:
         parameter = module.get_parameter(name)
         if name not in home:
-            full = self.flow.graph.get_parameter(name).detach().to(self.device, self.dtype)
-            home[name] = full.clone() if not slot else torch.full_like(full, 1.0 if slot.startswith("power") else 0.0)
+            home[name] = self._begun(self.flow.graph.get_parameter(name), slot)
         paste(home[name], view.view(parameter.shape), place)
+
+    def _begun(self, parameter: nn.Parameter, slot: str) -> Tensor:
+        """A parameter at its maximum size as it was made, or its state before the first step."""
+        full = parameter.detach().to(self.device, self.dtype)
+        return full.clone() if not slot else torch.full_like(full, 1.0 if slot.startswith("power") else 0.0)
+
+    # -- as they are -------------------------------------------------------------------------------------------------
+
+    def by_lane(self, buffer: Tensor) -> Tensor:
+        return self.layout.by_lane(buffer)
+
+    def take(self, rows: Tensor, buffer: Tensor) -> None:
+        self.layout.take(rows, buffer)
+
+    def memory(self) -> dict[str, Tensor]:
+        found = {"steps": torch.full((len(self.modules),), self._steps)}
+        found |= {f"buffers.{name}": value for name, value in stacked([*map(remembered, self.modules)]).items()}
+        for slot in ("", *self.optimiser.state) if self._moved else ():
+            whole = [
+                torch.cat([m.flatten() for m in self._whole(lane, slot).values()]) for lane in range(len(self.own))
+            ]
+            found[f"home.{slot or 'weights'}"] = torch.stack(whole)
+        return found
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        self._steps = int(memory["steps"][0])
+        for lane, module in enumerate(self.modules):
+            for name, buffer in remembered(module).items():
+                buffer.copy_(memory[f"buffers.{name}"][lane, : buffer.numel()].view(buffer.shape))
+        self._moved = "home.weights" in memory
+        for slot in ("", *self.optimiser.state) if self._moved else ():
+            for lane, row in enumerate(memory[f"home.{slot or 'weights'}"]):
+                whole = self._whole(lane, slot)
+                pieces = torch.split(row.to(self.device), [m.numel() for m in whole.values()])
+                parts = {name: part.view(whole[name].shape) for name, part in zip(whole, pieces, strict=True)}
+                if slot:
+                    self._home_state[lane][slot] = parts
+                else:
+                    self._home[lane] = parts
+
+    def _whole(self, lane: int, slot: str) -> dict[str, Tensor]:
+        """What a lane has at home, of every parameter: as it began where it has not been there."""
+        home = self._home_state[lane].get(slot, {}) if slot else self._home[lane]
+        return {
+            name: home[name] if name in home else self._begun(parameter, slot)
+            for name, parameter in self.flow.graph.named_parameters()
+        }
+
+    def again(self, sizes: Sequence[tuple[Size, ...]]) -> None:
+        if list(sizes) != self.sizes:
+            self._lay([dict(zip(self.gates, lane, strict=True)) for lane in sizes])
+            self.attach(self.rule, self.hyper)
+        self._members = []
 
     # -- the step ----------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,22 @@ class Program(Protocol):
     def stands(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The flat buffer of all weights, [T], and those of the optimiser's state: to be read and to be written to."""
 
+    def by_lane(self, buffer: Tensor) -> Tensor:
+        """Each lane's own numbers of a buffer that is laid out as the weights are, [T, ...] -> [K, M, ...], 0 beyond
+        its own: the same in whatever company it is laid out."""
+
+    def take(self, rows: Tensor, buffer: Tensor) -> None:
+        """Put what `by_lane` gave back into a buffer as it is laid out now."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """What lanes are beside weights, optimiser state, grades and rates, by name, [K, ...]; copies."""
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        """Put back what `memory` gave."""
+
+    def again(self, sizes: Sequence[tuple[Size, ...]]) -> None:
+        """Lay fresh lanes out at `sizes`, for others that are put back into them: no unit of theirs is new."""
+
     def regate(
         self,
         grades: Sequence[Tensor],

@@ -36,6 +36,7 @@ from trials.lanes.initial import Identity, Start, units_only
 from trials.lanes.places import Places, cut, places
 from trials.lanes.program import Batch, Functions, in_chunks, loss_of
 from trials.lanes.regating import Regated
+from trials.lanes.saving import remembered
 from trials.optimisers import Optimiser, Rule
 
 Values = dict[str, Tensor]
@@ -238,6 +239,31 @@ class VmappedLanes(Regated):
                 whole = (None, None)
                 rows = _within(old.get(f"{owner}.weight", whole)[0], new.get(f"{owner}.weight", whole)[0])
                 _paste_lanes(self.buffers[name], saved_b, rows, None)
+
+    # -- as they are -------------------------------------------------------------------------------------------------
+
+    def by_lane(self, buffer: Tensor) -> Tensor:
+        return buffer.reshape(self.lanes, -1, *buffer.shape[1:]).clone()
+
+    def take(self, rows: Tensor, buffer: Tensor) -> None:
+        buffer.view(self.lanes, -1, *buffer.shape[1:]).copy_(rows[:, : len(buffer) // self.lanes])
+
+    def memory(self) -> dict[str, Tensor]:
+        return {f"buffers.{name}": buffer.clone() for name, buffer in self._remembered().items()}
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        for name, buffer in self._remembered().items():
+            buffer.copy_(memory[f"buffers.{name}"])
+
+    def _remembered(self) -> Values:
+        """The buffers that no grade is."""
+        return {name: self.buffers[name] for name in remembered(self.net)}
+
+    def again(self, sizes: Sequence[tuple[Size, ...]]) -> None:
+        if list(sizes) != self.sizes:
+            self._lay([dict(zip(self.gates, lane, strict=True)) for lane in sizes])
+            self.attach(self.rule, self.hyper)
+        self._members = []
 
     # -- the step ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,57 @@
+"""What a search's log says of its past, for the controller that goes on with it.
+
+>>> past = Past.of(search.log())
+>>> past.asked[0]["trials"], past.goals
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trials.goals import Goal
+from trials.store import Event
+
+
+@dataclass
+class Past:
+    """Decisions in the order of the log. `goals` stand with the number of generations that were asked before them;
+    `failures` counts how often the search failed, `failures_before` how often before each trial was told."""
+
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    goals: list[tuple[int, Goal]] = field(default_factory=list)
+    overhead_s: float = 0.0
+    wall_s: float = 0.0
+    attempts: Counter[str] = field(default_factory=Counter)
+    losses: Counter[int] = field(default_factory=Counter)
+    failures: int = 0
+    failures_before: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> Past:
+        """The past in those events. Time when nobody wrote (the search was paused, or its driver gone) is not wall."""
+        past, by_epoch = cls(), dict[int, list[float]]()
+        for event in events:
+            by_epoch.setdefault(event.epoch, []).append(event.time)
+            past._add(event.kind, event.body)
+        past.wall_s = sum(max(times) - min(times) for times in by_epoch.values())
+        return past
+
+    def _add(self, kind: str, body: dict[str, Any]) -> None:
+        if kind == "asked":
+            self.asked.append(body)
+        elif kind == "goal":
+            self.goals.append((len(self.asked), Goal.from_dict(body)))
+        elif kind == "told":
+            self.failures_before.update(dict.fromkeys(body["numbers"], self.failures))
+        elif kind == "calibrated":
+            self.overhead_s += body["device_s"]
+        elif kind == "failed":
+            if body.get("why") != "overdue":
+                self.losses.update(body["numbers"])
+            self.attempts[body["bundle"]] = body["attempt"] + 1  # its worker may yet begin it
+        elif kind == "state" and body["state"] == "failed":
+            self.failures += 1
+            self.losses.clear()  # their cause is held to be mended
