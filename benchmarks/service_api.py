@@ -76,10 +76,10 @@ def listing(server: Server) -> dict[str, float]:
     with server.client() as client:
         found, first = page(client, None)
         again = min(page(client, None)[1] for _ in range(5))
-        total, many = first, len(found["searches"])
+        total, many = first, len(found["items"])
         while found["next"]:
             found, taken = page(client, found["next"])
-            total, many = total + taken, many + len(found["searches"])
+            total, many = total + taken, many + len(found["items"])
     return {"searches": many, "first_page_ms": first, "page_again_ms": again, "all_pages_ms": total}
 
 
@@ -106,7 +106,7 @@ async def _watch(
 async def _watchers(server: Server, store: Path, search_id: str, many: int) -> dict[str, float]:
     """So many watch one search while a driver's events are written into its log."""
     log = Store(store).search(search_id).log_writer(1)
-    log.append("note", {"mark": "begin"})
+    log.append("state", {"state": "running", "mark": "begin"})
     seen: dict[str, list[float]] = {}
     ready, left = asyncio.Event(), [many]
     tasks = [asyncio.create_task(_watch(server, search_id, seen, ready, left)) for _ in range(many)]
@@ -114,7 +114,7 @@ async def _watchers(server: Server, store: Path, search_id: str, many: int) -> d
     before, sent = resident_mb(server.process.pid), {}
     cpu, began = _cpu_seconds(server.process.pid), time.perf_counter()
     for number in range(EVENTS):
-        log.append("note", {"mark": f"m{number}"})
+        log.append("state", {"state": "running", "mark": f"m{number}"})
         sent[f"m{number}"] = time.perf_counter()
         await asyncio.sleep(0.25)
     await asyncio.wait_for(asyncio.gather(*tasks), 60)

@@ -57,9 +57,14 @@ class Server:
         return process
 
     @property
+    def token(self) -> str:
+        """That of whoever started it."""
+        return (self.directory / "config/continua/token").read_text().strip()
+
+    @property
     def headers(self) -> dict[str, str]:
         """What a client must say."""
-        return {"Authorization": f"Bearer {(self.directory / 'config/continua/token').read_text().strip()}"}
+        return {"Authorization": f"Bearer {self.token}"}
 
     def client(self) -> httpx.Client:
         """A client with one connection."""

@@ -3,8 +3,8 @@
     $ python -m benchmarks.service_slots --json
 
 Slots are worker processes of the local executor, all started before the clock is. Efficiency is the time slept over the
-time that slots were at work, each from its first trial to its last; `ramp_s` is the seconds between the beginnings of the
-first slot and of the last. Sleeping takes no core, so 64 slots fit a machine of two.
+time that slots were at work, each from its first trial to its last; `ramp_s` is how much later the last slot began than
+the first. Sleeping takes no core, so 64 slots fit a machine of two.
 """
 
 from __future__ import annotations

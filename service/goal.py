@@ -25,6 +25,10 @@ VERBS = ("pause", "resume", "stop", "cancel", "scale", "extend", "narrow")
 MOST_WORKERS = 100_000
 _STATES = {"pause": "pause", "resume": "run", "stop": "stop", "cancel": "cancel"}
 _FIELDS = {"scale": "workers", "extend": "budget", "narrow": "space"}
+_NOTHING_LEFT = {  # what makes no sense any more, once a search is so
+    **dict.fromkeys(("pause", "stop", "cancel"), ("complete", "failed")),
+    "scale": ("complete",),
+}
 _REPLAYED = ("capacity", "cmaes")  # samplers that rebuild their steps from all points, in the ranges of the spec
 
 
@@ -87,10 +91,13 @@ def change(search: SearchStore, edit: Edit, *, by: str = "", if_version: int | N
     """Write the next version of the goal.
 
     Raises:
-        Invalid: with every fault of the edit.
+        Invalid: with every fault of the edit, or when the search is over and has nothing left to pause or to scale.
         Conflict: where the goal is not, or no longer, at `if_version`; without one, the edit is laid over whatever
             version is the latest.
     """
+    if edit.verb in _NOTHING_LEFT and (state := search.state()) in _NOTHING_LEFT[edit.verb]:
+        way = "`extend` gives it more to do" if state == "complete" else "`resume` tries it again"
+        raise Invalid([f"goal: the search is {state}, so there is nothing to {edit.verb}; {way}."])
     while True:
         last = search.goal_version()  # looked at first, and counting one that cannot be read: nothing is passed over
         goal = wanted(search)

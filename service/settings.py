@@ -136,6 +136,13 @@ def started_url(root: Path) -> Setting | None:
     return Setting(value=str(url), origin=str(file))
 
 
+def by_the_user(url: Setting) -> bool:
+    """Whether the user named that service, or it is on this machine: a file that came with a project may name any."""
+    host = urlsplit(url.value).hostname or ""
+    own = url.origin in ("--url", "CONTINUA_URL", str(_config()))
+    return own or host == "localhost" or host == "::1" or host.startswith("127.")
+
+
 def token() -> Secret | None:
     """The token for the service; None where there is none.
 
@@ -184,10 +191,13 @@ def _said(name: str, flag: str | None) -> Iterator[tuple[str, str, Path]]:
         yield flag, f"--{name}", here
     if text := os.environ.get(variable):
         yield text, variable, here
-    config = _xdg("XDG_CONFIG_HOME", ".config") / "continua" / "config.toml"
-    for file in (here / "continua.toml", here / "pyproject.toml", config):
+    for file in (here / "continua.toml", here / "pyproject.toml", _config()):
         if (value := _table(file).get(name)) is not None:
             yield value, str(file), file.parent
+
+
+def _config() -> Path:
+    return _xdg("XDG_CONFIG_HOME", ".config") / "continua" / "config.toml"
 
 
 def _xdg(variable: str, fallback: str) -> Path:

@@ -147,10 +147,13 @@ class Reader:
                 raise
             raise Damaged(path, f"cannot be read: {error.strerror}.") from error
         stamp = (facts.st_size, facts.st_mtime_ns)
-        if self._verified.get(path) != stamp and _digest(payload) != layout.digest_of(path.name):
+        fresh = self._verified.get(path) != stamp
+        if fresh and _digest(payload) != layout.digest_of(path.name):
             raise Damaged(path, "its bytes do not have the digest that its name carries.")
         try:
             table = pa.ipc.open_file(pa.BufferReader(payload)).read_all()
+            if fresh:  # whoever may write here can also name a file after its digest; a bad offset would crash us
+                table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise Damaged(path, f"is not an Arrow file: {error}") from error
         self._verified[path] = stamp

@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 #: what a search is that nobody drives, by the state that its goal wants
+OVER = ("complete", "failed")
 IDLE = {"pause": "paused", "stop": "stopped", "cancel": "cancelled"}
 
 
@@ -217,18 +218,27 @@ class SearchStore:
 
     def state(self, events: Sequence[Event] | None = None) -> str:
         """How it stands: running while somebody holds its lease (one that was killed could not write that it runs no
-        more); complete or failed, as the last `state` event says; else paused, stopped or cancelled where its goal says
-        so, queued where a runner is to take it up, or interrupted."""
+        more), else its `idle_state`."""
         if holder(layout.lease(self.path)) is not None:
             return "running"
-        said = [str(e.body["state"]) for e in (self.log() if events is None else events) if e.kind == "state"]
-        if said and said[-1] in ("complete", "failed"):
-            return said[-1]
-        goal = found[-1].state if (found := self.goals()) else "run"
+        return self.idle_state(self.log() if events is None else events)
+
+    def idle_state(self, events: Sequence[Event], document: Mapping[str, Any] | None = None) -> str:
+        """How it stands where nobody holds its lease: complete or failed, as the last `state` event says, unless it has
+        been extended or resumed since; else paused, stopped or cancelled where its goal says so, queued where a runner
+        is to take it up, or interrupted. `document` saves reading the spec."""
+        said = [event.body for event in events if event.kind == "state"]
+        found = self.goals()
+        if said and said[-1]["state"] in OVER:
+            since = [goal for goal in found if goal.version > said[-1].get("goal", goal.version)]
+            if not any(goal.verb in ("extend", "resume") for goal in since):
+                return str(said[-1]["state"])
+        goal = found[-1].state if found else "run"
         if goal in IDLE:
             return IDLE[goal]
         try:
-            return "queued" if self.spec().get("submitted") else "interrupted"
+            document = self.spec() if document is None else document
+            return "queued" if document.get("submitted") else "interrupted"
         except Damaged:
             return "interrupted"
 
@@ -296,6 +306,8 @@ class SearchStore:
 
     def outcome_rows(self, closed_only: bool = True, events: Sequence[Event] | None = None) -> pa.Table:
         """The outcomes as they are stored; `events` saves reading the log."""
+        if not os.listdir(layout.metrics(self.path)):
+            return rows.none()
         if not closed_only:
             return rows.only(rows.OUTCOME, rows.joined(t for place in self.attempts() for t in self._tables(place)))
         events = self.log() if events is None else events
@@ -305,6 +317,8 @@ class SearchStore:
 
     def report_rows(self, every_attempt: bool = False) -> pa.Table:
         """The reports as they are stored."""
+        if not os.listdir(layout.metrics(self.path)):
+            return rows.none()
         if every_attempt:
             return rows.only(
                 rows.REPORT, rows.joined(table for place in self.attempts() for table in self._tables(place))

@@ -68,7 +68,7 @@ def _healthy(client: Client) -> bool:
 
 def play(directory: Path, quick: bool) -> None:
     """The story, from the first process to the last check. Raises AssertionError where a trial is lost or wrong."""
-    trials = 24 if quick else 48
+    trials = 48 if quick else 96
     environment = {
         **os.environ,
         "CONTINUA_STORE": str(directory / "store"),
@@ -142,14 +142,13 @@ def state(search: Search) -> str:
 
 def workers(search: Search) -> int:
     """Worker slots at work."""
-    search.refresh()
-    return int((search.row.get("progress") or {}).get("workers", 0))
+    job = search.refresh().row["job"]
+    return int(job["progress"].get("workers") or 0)
 
 
 def runner_of(search: Search) -> str:
     """Who has it."""
-    search.refresh()
-    return str(search.row.get("runner") or "")
+    return str(search.refresh().row["job"]["runner"])
 
 
 def check(store: Store, search: Search, trials: int, truth) -> None:  # type: ignore[no-untyped-def]

@@ -22,8 +22,16 @@ def service(url: str | None, token: str | None, store: str | None = None) -> tup
     if found is None:
         raise Invalid([_none(root)])
     if token is None and (secret := settings.token()) is not None:
+        if not settings.by_the_user(found):
+            raise Invalid([_stranger(found)])
         token = secret.value
     return found.value, token
+
+
+def _stranger(found: settings.Setting) -> str:
+    """Whoever wrote a file in the working directory, or in a store, is not to get the user's token by it."""
+    rule = "a token goes only to a service that its user named, or to this machine"
+    return f"url ({found.origin}): {rule}, but got {found.value}; say --url or CONTINUA_URL if you mean that one."
 
 
 def _none(root: Path) -> str:

@@ -30,6 +30,7 @@ from service.client import (
     calls,
 )
 from service.client.events import Reader
+from service.client.found import service
 
 pytestmark = pytest.mark.usefixtures("alone")
 SPEC = {"name": "played", "task": "uci/iris", "space": {}, "budget": {"trials": 4}}
@@ -380,3 +381,19 @@ from service import AsyncClient, Client
 assert not {"torch", "ray", "pyarrow", "pandas", "duckdb", "optuna", "fastapi"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("file", ["continua.toml", "pyproject.toml"])
+def test_a_projects_file_does_not_get_the_users_token_for_a_stranger(tmp_path, monkeypatch, file):
+    table = "[tool.continua]\n" if file == "pyproject.toml" else ""
+    (tmp_path / file).write_text(f'{table}url = "http://elsewhere.example:80"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("CONTINUA_URL", raising=False)
+    monkeypatch.setenv("CONTINUA_TOKEN", "secret")
+    with pytest.raises(Faulty, match="a token goes only to a service that its user named"):
+        service(None, None)
+    assert service("http://elsewhere.example:80", None) == ("http://elsewhere.example:80", "secret")
+    assert service(None, "its-own") == ("http://elsewhere.example:80", "its-own")
+    (tmp_path / file).write_text(f'{table}url = "http://127.0.0.1:9000"\n')
+    assert service(None, None) == ("http://127.0.0.1:9000", "secret")

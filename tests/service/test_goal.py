@@ -128,3 +128,26 @@ def test_a_sampler_that_rebuilds_its_steps_cannot_be_narrowed(tmp_path):
     spec = {**SPEC["spec"], "search": {"sampler": "cmaes"}}
     search = Store(tmp_path).create("s", {"name": "s", "spec": spec})
     assert "cmaes rebuilds its steps" in told(search, verb="narrow", space={"lr": {"high": 0.1}})[0]
+
+
+@pytest.mark.parametrize("verb", ["pause", "stop", "cancel", "scale"])
+def test_a_complete_search_has_nothing_left_to_pause_until_it_is_extended(search, verb):
+    log = search.log_writer(1)
+    log.append("state", {"state": "complete", "why": None, "goal": 0})
+    edit = {"verb": verb, **({"workers": 3} if verb == "scale" else {})}
+    assert f"the search is complete, so there is nothing to {verb}; `extend`" in told(search, **edit)[0]
+    assert search.state() == "complete"
+    change(search, Edit(verb="extend", budget={"trials": 32}))
+    assert search.state() == "interrupted"
+    change(search, Edit.from_dict(edit))
+    log.append("state", {"state": "complete", "why": None, "goal": 2})
+    assert search.state() == "complete"
+
+
+def test_a_failed_search_can_be_scaled_and_is_resumed_by_resume_alone(search):
+    search.log_writer(1).append("state", {"state": "failed", "why": "x", "goal": 0})
+    assert "the search is failed, so there is nothing to pause; `resume`" in told(search, verb="pause")[0]
+    change(search, Edit(verb="scale", workers=3))
+    assert search.state() == "failed"
+    change(search, Edit(verb="resume"))
+    assert search.state() == "interrupted"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +234,19 @@ def environment() -> dict[str, str]:
     """The environment of a child that imports this checkout."""
     root = Path(__file__).parents[2]
     return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_file_with_the_right_digest_and_a_bad_offset_is_damaged_and_crashes_nobody(tmp_path):
+    text = '{"state":"AAAAAAAAAAAAAAAAAAAA"}'
+    sink = pa.BufferOutputStream()
+    table = pa.table({"body": [text]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    payload = sink.getvalue().to_pybytes()
+    offsets = struct.pack("<2i", 0, len(text))
+    at = payload.rindex(offsets)
+    payload = payload[:at] + struct.pack("<2i", 0, 2**31 - 1) + payload[at + 8 :]
+    path = tmp_path / f"part-0000000000-{hashlib.sha256(payload).hexdigest()[:16]}.arrow"
+    path.write_bytes(payload)
+    with pytest.raises(Damaged, match="is not an Arrow file"):
+        Reader().read(path)
