@@ -50,7 +50,8 @@ from width_tables import Versus, judged
 
 from search_spaces import Point, Space
 from search_spaces.networks import MLP
-from service.samplers import CapacitySampler, History, Sampler, make_sampler
+from service.samplers import History, Sampler, make_sampler
+from service.samplers.capacity import CapacitySampler
 from service.samplers.contract import Known
 from service.samplers.numbers import recommended
 from trials.capacity.lanes import CapacityLanes

@@ -14,6 +14,7 @@ from typing import Any, Self
 from search_spaces import Point
 from trials.ledger import epochs, most_flops
 from trials.plan import Plan
+from trials.records import Outcome, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +58,36 @@ def in_want(budgets: Budgets, plan: Plan, points: Sequence[Point]) -> str:
 def at_least(least: float) -> str:
     """Four digits of a number, rounded up: as a budget they buy what costs so much."""
     return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(Decimal(least))):.4g}"
+
+
+class Bill:
+    """What generations cost, at most where that is not known yet. It is added up once for those that have ended."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._generations = 0
+        self._ended = (0.0, 0.0)
+
+    def upto(
+        self, generations: Sequence[Sequence[Trial]], ended: int, told: Mapping[int, Outcome]
+    ) -> tuple[float, float]:
+        """FLOPs and passes of `generations`, of which the first `ended` have ended, and no fewer than when it was
+        asked before. What the machine lost is counted as if trained, for a resumed search trains it again."""
+        for trials in generations[self._generations : ended]:
+            self._ended = self._added(self._ended, trials, told)
+        self._generations = ended
+        bill = self._ended
+        for trials in generations[ended:]:
+            bill = self._added(bill, trials, {})
+        return bill
+
+    def _added(
+        self, bill: tuple[float, float], trials: Sequence[Trial], told: Mapping[int, Outcome]
+    ) -> tuple[float, float]:
+        flops, passes = bill
+        for trial in trials:
+            outcome = told.get(trial.number)
+            known = None if outcome is None or outcome.ending.retried else outcome
+            flops += known.spent.executed_flops if known else most_flops(self._plan, trial.point)
+            passes += epochs(self._plan, trial.point)
+        return flops, passes

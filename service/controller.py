@@ -23,16 +23,17 @@ from dataclasses import replace
 from typing import Any
 
 from search_spaces import Point, Space
-from service.budgets import Budgets, affordable, in_want
+from service.arrivals import Arrivals, Arrived, events_of
+from service.budgets import Bill, Budgets, affordable, in_want
 from service.packing import Checkpoints, halves, packed
-from service.progress import DONE, Done, Progress, SearchFailed, best_of, last_line
-from service.replay import Past
-from service.samplers import Asked, History, NoRoom, Sampler
-from service.samplers.contract import Known
+from service.progress import DONE, Done, Progress, SearchFailed, Tally, cause, last_line
+from service.replay import Past, uncollected
+from service.samplers import Asked, NoRoom, Sampler
+from service.shown import Shown
+from trials import rows
 from trials.goals import Goal
-from trials.ledger import epochs, most_flops
 from trials.plan import Plan
-from trials.records import Bundle, Ending, Outcome, Spent, Trial, outcome_of
+from trials.records import Bundle, Ending, Outcome, Trial, outcome_of
 from trials.store import LogWriter, SearchStore
 
 __all__ = ["DONE", "Controller", "Done", "Progress", "SearchFailed"]
@@ -43,6 +44,9 @@ EQUAL_ERRORS = 16  # so many trials in a row that end in the same error stop the
 
 class Controller:
     """Thread-safe; one owner per search at a time (the store's lease sees to that).
+
+    What is decided changes under two locks, always taken in this order: `_pen`, held while something is written down,
+    and `_changed`. So whoever has the pen may read decisions, and nobody who only pulls waits for a disk.
 
     Args:
         batch: the size of a generation.
@@ -68,10 +72,15 @@ class Controller:
         self._space: Space | None = None  # the narrowed one
         self._extended_at = 0  # generations that were asked when the budget was raised last
         self._checkpoints = Checkpoints(search)
+        self._pen = threading.RLock()
         self._changed = threading.Condition()
+        self._arrivals = Arrivals(self._pen, self._take_in)
         self._generations: list[list[Trial]] = []
+        self._asked = 0  # trials of all generations
         self._infeasible: list[Point] = []
         self._told: dict[int, Outcome] = {}
+        self._tally = Tally(plan.mode)
+        self._shown, self._bill = Shown(), Bill(plan)
         self._queue: deque[Bundle] = deque()
         self._out: dict[str, tuple[Bundle, str, float]] = {}
         self._gone: list[str] = []  # lost, overdue or retired
@@ -84,7 +93,8 @@ class Controller:
         self._began = time.monotonic()
         self._recent_errors: deque[str | None] = deque(maxlen=EQUAL_ERRORS)
         self._too_dear = ""  # what kept points from being asked
-        self._replay()
+        with uncollected():
+            self._replay()
         threading.Thread(target=self._keep_asking, name="asker", daemon=True).start()
 
     # -- what workers call -------------------------------------------------------------------------------------------
@@ -106,25 +116,14 @@ class Controller:
                 self._changed.wait(left)
 
     def finish(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> None:
-        """Take in a closed attempt; the worker has made it durable."""
-        with self._writing():
-            held = self._out.get(bundle.id)
-            if held is None or held[0].attempt != bundle.attempt:
-                return  # given up in the meantime: another attempt counts
-            del self._out[bundle.id]
-            again = [o for o in outcomes if o.ending.retried and self._may_retry(bundle, o.number)]
-            if again:
-                numbers = [o.number for o in again]
-                self.log.append("failed", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers})
-                self._requeue(bundle, numbers)
-                if len(again) == len(outcomes):  # decided on, if on nothing: it must not pass for one yet to be told
-                    self.log.append("told", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": []})
-            self._tell(bundle, [o for o in outcomes if o not in again])
+        """Take in a closed attempt; the worker has made it durable. Those that arrive while others are written down are
+        written down together, in the order of arrival."""
+        self._arrivals.put(bundle, outcomes)
 
     def lost(self, worker: str, words: str = "") -> None:
         """A worker, named in full or by a leading part, is gone: what it had is handed out again in halves, or ends as
         PREEMPTED after enough tries. `words` are its last ones."""
-        with self._writing():
+        with self._writing(), self._changed:
             for bundle, started in self._given_up(worker, "lost"):
                 again = [trial.number for trial in bundle.trials if self._may_retry(bundle, trial.number)]
                 self._requeue(bundle, again)
@@ -139,7 +138,7 @@ class Controller:
     def overdue(self, worker: str, words: str = "") -> None:
         """A worker was ended because its bundle took too long: a trial that was alone ends as TIMEOUT with those words,
         several are handed out again in halves."""
-        with self._writing():
+        with self._writing(), self._changed:
             for bundle, started in self._given_up(worker, "overdue"):
                 if len(bundle.trials) > 1:
                     self._requeue(bundle, [trial.number for trial in bundle.trials])
@@ -171,7 +170,8 @@ class Controller:
             if goal.version > self.goal.version:
                 told = {"version": goal.version, "state": goal.state, "workers": goal.workers}
                 self.log.append("goal", {**told, "budget": dict(goal.budget), "space": goal.space})
-                self._follow(goal, len(self._generations))
+                with self._changed:
+                    self._follow(goal, len(self._generations))
 
     def _follow(self, goal: Goal, generations: int) -> None:
         if goal.state == "run":
@@ -204,13 +204,12 @@ class Controller:
     def progress(self) -> Progress:
         """A snapshot of how far the search is."""
         with self._changed:
-            outcomes = list(self._told.values())
             return Progress(
-                asked=sum(map(len, self._generations)),
-                endings=dict(Counter(o.ending.value for o in outcomes)),
+                asked=self._asked,
+                endings=dict(self._tally.endings),
                 running=sum(len(bundle.trials) for bundle, _, _ in self._out.values()),
-                best=best_of(outcomes, self.plan.mode),
-                spent=sum((o.spent for o in outcomes), Spent(device_s=self._overhead_s)),
+                best=self._tally.best,
+                spent=self._tally.spent(self._overhead_s),
                 wall_s=self._wall(),
                 budgets=self.budgets,
                 done=self._all_done(),
@@ -227,13 +226,23 @@ class Controller:
                 self._changed.wait_for(lambda: self._closing or self._may_ask())
                 if self._closing:
                     return
-                generation, goal, sampler = len(self._generations), self.goal, self.sampler
-                history, room = self._history(generation), self._room_for_trials()
+                goal = self.goal
             try:
+                with self._pen:
+                    generation, sampler, room = len(self._generations), self.sampler, self._room_for_trials()
+                    history = self._shown.history(
+                        self._generations,
+                        ended=max(generation - 1, 0),
+                        told=self._told,
+                        infeasible=self._infeasible,
+                        space=self._space,
+                    )
                 asked = sampler.ask(history, min(self.batch, room), generation)
                 with self._writing():
-                    # the time may have run out while the sampler thought, or something else be wanted by now
-                    if self._may_ask() and self.goal is goal:
+                    with self._changed:
+                        # the time may have run out while the sampler thought, or something else be wanted by now
+                        wanted = self._may_ask() and self.goal is goal
+                    if wanted:
                         self._open(asked, generation)
             except Exception as error:
                 with self._changed:
@@ -245,44 +254,35 @@ class Controller:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """The lock, for decisions that are written down. A store that cannot be written ends the search, resumable."""
-        with self._changed:
+        """The pen, for decisions that are written down. A store that cannot be written ends the search, resumable."""
+        with self._pen:
             try:
                 yield
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._failure = f"the store cannot be written ({reason}); mend that, then resume the search."
             finally:
-                self._changed.notify_all()
+                with self._changed:
+                    self._changed.notify_all()
 
     def _open(self, asked: Asked, generation: int) -> None:
         """Write a generation down, then queue it."""
         points = self._affordable(asked.points, generation)
-        first = sum(map(len, self._generations))
-        trials = [self._trial(first + i, point) for i, point in enumerate(points)]
+        trials = [self._trial(self._asked + i, point) for i, point in enumerate(points)]
         plain = [{"number": trial.number, "point": trial.point} for trial in trials]
+        bundles = packed(self.plan, trials, lanes=self.lanes, generation=generation)
         self.log.append("asked", {"generation": generation, "trials": plain, "infeasible": asked.infeasible})
+        with self._changed:
+            self._add(trials, asked.infeasible)
+            self._queue.extend(bundles)
+
+    def _add(self, trials: list[Trial], infeasible: Sequence[Point]) -> None:
         self._generations.append(trials)
-        self._infeasible += asked.infeasible
-        self._queue.extend(packed(self.plan, trials, lanes=self.lanes, generation=generation))
+        self._asked += len(trials)
+        self._infeasible += infeasible
 
     def _trial(self, number: int, point: Point) -> Trial:
         return Trial(search_id=self.search.id, number=number, point=point, seed=self.plan.seed)
-
-    def _history(self, generation: int) -> History:
-        known = []
-        for g, trials in enumerate(self._generations):
-            for trial in trials:
-                outcome = self._told.get(trial.number) if g <= generation - 2 else None
-                failed = outcome is not None and outcome.ending is not Ending.COMPLETE
-                value = outcome.value if outcome is not None else None
-                known.append(Known(number=trial.number, point=trial.point, value=value, failed=failed, generation=g))
-        if self._space is None:
-            return History(trials=known, infeasible=self._infeasible)
-        return History(
-            trials=[trial for trial in known if not self._space.faults(trial.point)],
-            infeasible=[point for point in self._infeasible if not self._space.faults(point)],
-        )
 
     def _all_told(self, generation: int) -> bool:
         """Whether every trial up to and including that generation has ended."""
@@ -295,7 +295,7 @@ class Controller:
     def _finished_asking(self) -> bool:
         """Whether no generation will follow: no trials left, no time, or two generations in a row were empty (since the
         budget was raised last)."""
-        if self.budgets.trials is not None and sum(map(len, self._generations)) >= self.budgets.trials:
+        if self.budgets.trials is not None and self._asked >= self.budgets.trials:
             return True
         if self._seconds_left() <= 0:
             return True
@@ -304,23 +304,16 @@ class Controller:
     def _room_for_trials(self) -> int:
         if self.budgets.trials is None:
             return self.batch
-        return self.budgets.trials - sum(map(len, self._generations))
+        return self.budgets.trials - self._asked
 
     def _affordable(self, points: Sequence[Point], generation: int) -> list[Point]:
         """The leading points that surely fit: what earlier generations spent, and bounds on what runs and what is new.
 
-        Only outcomes of generations up to g - 2 are looked at, so that timing decides nothing. What the machine lost is
-        counted as if trained, for a resumed search trains it again.
+        Only outcomes of generations up to g - 2 are looked at, so that timing decides nothing.
         """
         if self.budgets.flops is None and self.budgets.epochs is None:
             return list(points)
-        flops = passes = 0.0
-        for g, trials in enumerate(self._generations):
-            for trial in trials:
-                told = self._told[trial.number] if g <= generation - 2 else None
-                known = None if told is None or told.ending.retried else told
-                flops += known.spent.executed_flops if known else most_flops(self.plan, trial.point)
-                passes += epochs(self.plan, trial.point)
+        flops, passes = self._bill.upto(self._generations, max(generation - 1, 0), self._told)
         fitting = affordable(self.budgets, self.plan, points, flops=flops, passes=passes)
         if len(fitting) < len(points):
             self._too_dear = in_want(self.budgets, self.plan, points)
@@ -340,20 +333,47 @@ class Controller:
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
+    def _take_in(self, group: Sequence[Arrived]) -> None:
+        """Decide on attempts, write that down in one piece, then let it count. Nothing of it does if that fails."""
+        with self._writing():
+            decided = self._decided(group)
+            self.log.append_many([event for one in decided for event in events_of(*one)])
+            with self._changed:
+                for bundle, again, told in decided:
+                    del self._out[bundle.id]
+                    self._requeue(bundle, again)
+                    for outcome in told:
+                        self._take(outcome)
+            self._checkpoints.drop(self._told)
+
+    def _decided(self, group: Sequence[Arrived]) -> list[tuple[Bundle, list[int], list[Outcome]]]:
+        """For each attempt: which of its trials are trained again, and which are told. One that was given up in the
+        meantime is left out: another attempt counts."""
+        with self._changed:
+            held = {bundle.id: bundle.attempt for bundle, _, _ in self._out.values()}
+        found = []
+        for arrived in group:
+            bundle = arrived.bundle
+            if held.get(bundle.id) == bundle.attempt:
+                del held[bundle.id]
+                again = [o.number for o in arrived.outcomes if o.ending.retried and self._may_retry(bundle, o.number)]
+                told = [o for o in arrived.outcomes if o.number not in again and o.number not in self._told]
+                found.append((bundle, again, told))
+        return found
+
     def _tell(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> None:
         fresh = [o for o in outcomes if o.number not in self._told]
         if not fresh:
             return
-        self.log.append("told", {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": [o.number for o in fresh]})
+        self.log.append_many(events_of(bundle, [], fresh))
         for outcome in fresh:
             self._take(outcome)
         self._checkpoints.drop(self._told)
 
     def _take(self, outcome: Outcome) -> None:
         self._told[outcome.number] = outcome
-        lost = outcome.ending is Ending.PREEMPTED  # whose workers' last words may differ
-        known = "its worker died" if lost else last_line(outcome) if outcome.ending is Ending.ERROR else None
-        self._recent_errors.append(known)
+        self._tally.add(outcome)
+        self._recent_errors.append(known := cause(outcome))
         if len(self._recent_errors) == EQUAL_ERRORS and len(set(self._recent_errors)) == 1 and known:
             self._failure = (
                 f"the last {EQUAL_ERRORS} trials all ended in the same error: {last_line(outcome)} "
@@ -362,14 +382,9 @@ class Controller:
 
     def _fruitless(self) -> str | None:
         """Why a search that is over came to nothing, if it did."""
-        if any(outcome.ending is Ending.COMPLETE for outcome in self._told.values()):
-            return None
         if not self._told:
             return f"no trial was asked, the budget is too small for one{self._too_dear}"
-        counts = Counter(outcome.ending.value for outcome in self._told.values())
-        told = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
-        errors = [f"; trial {o.number}: {last_line(o)}" for o in self._told.values() if o.error]
-        return f"of its {len(self._told)} trials none is complete ({told}){errors[-1] if errors else ''}"
+        return self._tally.fruitless()
 
     def _may_retry(self, bundle: Bundle, number: int) -> bool:
         self._losses[number] += 1
@@ -418,7 +433,7 @@ class Controller:
         if self.budgets.wall_seconds is not None:
             left = self.budgets.wall_seconds - self._wall()
         if self.budgets.device_seconds is not None:
-            spent = self._overhead_s + sum(o.spent.device_s for o in self._told.values())
+            spent = self._overhead_s + self._tally.device_s
             spent += sum(time.time() - started for _, _, started in self._out.values())
             left = min(left, (self.budgets.device_seconds - spent) / (len(self._out) + 1))
         return left
@@ -429,8 +444,7 @@ class Controller:
         events = self.search.log()
         past = Past.of(events)
         for body in past.asked:
-            self._generations.append([self._trial(t["number"], t["point"]) for t in body["trials"]])
-            self._infeasible += body["infeasible"]
+            self._add([self._trial(t["number"], t["point"]) for t in body["trials"]], body["infeasible"])
         for generation, goal in past.goals:
             self._follow(goal, generation)
         self._overhead_s, self._wall_before = past.overhead_s, past.wall_s
@@ -441,15 +455,18 @@ class Controller:
             self._attempts[bundle_id] = max(self._attempts[bundle_id], attempt + 1)
         told = self.search.told_trials(events)
         untold: dict[tuple[str, int], list[Outcome]] = {}
-        for outcome in self.search.outcomes():
+        for outcome in rows.outcomes_of(self.search.outcome_rows(events=events)):
             if outcome.number in told:
                 self._told[outcome.number] = outcome
             else:
                 untold.setdefault((outcome.bundle_id, outcome.attempt), []).append(outcome)
+        self._tally = Tally(self.plan.mode, self._told.values())
         if self._seconds_left() > 0:  # else they would end as cancelled, and why they were lost be forgotten
             for outcome in list(self._told.values()):
                 if outcome.ending.retried and past.failures_before[outcome.number] < past.failures:
                     del self._told[outcome.number]  # it is trained again
+            if len(self._told) < self._tally.count:
+                self._tally = Tally(self.plan.mode, self._told.values())
         for (bundle_id, attempt), outcomes in untold.items():
             # closed before its controller could tell it: an acknowledged result is never lost
             bundle = Bundle(search_id=self.search.id, id=bundle_id, attempt=attempt, generation=0, trials=())

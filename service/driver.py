@@ -31,12 +31,12 @@ from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
 from service.goal import wanted
 from service.graph_rules import without_unused
-from service.planning import budgets_of, device_of, plan_of, sampler_of, threads_of
+from service.planning import device_of, make_controller, plan_of, threads_of
 from service.progress import stored
 from service.samplers import Sampler
 from service.slot import Assignment
 from service.spec import SearchSpec, check
-from trials.calibrate import CANDIDATES, calibrate, is_plain
+from trials.calibrate import CANDIDATES, calibrate, fitting, is_plain
 from trials.goals import Goal
 from trials.plan import Plan
 from trials.store import IDLE, Conflict, SearchStore, Store
@@ -165,12 +165,25 @@ class Orders:
         self.engaged = engaged or (lambda crew, lanes: None)
 
 
-def _drive(search: SearchStore, *rest: Any, **more: Any) -> Result:
-    """Sit down to a search until its goal is met: what is wanted may change at the moment when it ends."""
+def _drive(
+    search: SearchStore,
+    spec: SearchSpec,
+    task: Task | Callable[..., Any],
+    store: Store,
+    executor: Executor,
+    directory: Path | None,
+    orders: Orders,
+    **more: Any,
+) -> Result:
+    """Sit down to a search until its goal is met: what is wanted may change while it ends, when a crew that is on its
+    way home cannot be called back."""
+    finished = -1
     while True:
-        result = _sitting(search, *rest, **more)
-        goal = wanted(search)
-        if result.state in ("failed", "interrupted") or goal.version == result.goal or goal.state != "run":
+        result = _sitting(search, spec, task, store, executor, directory, orders, **more)
+        goal, before, finished = wanted(search), finished, result.progress.finished
+        if result.state == "failed" or orders.interrupted.is_set() or goal.state != "run":
+            return result
+        if goal.version == result.goal and (result.state != "interrupted" or finished <= before):
             return result
 
 
@@ -238,23 +251,6 @@ def _state(progress: Progress, goal: Goal) -> str:
     return "complete" if progress.done else IDLE.get(goal.state, "interrupted")
 
 
-def make_controller(
-    root: str, search_id: str, epoch: int, spec: SearchSpec, plan: Plan, lanes: int, sampler: Sampler | None = None
-) -> Controller:
-    """The search's controller, replayed from its log; called where the controller is to live."""
-    search = Store(root).search(search_id)
-    return Controller(
-        search,
-        search.log_writer(epoch),
-        plan,
-        sampler or sampler_of(spec, plan),
-        budgets=budgets_of(spec),
-        batch=spec.batch_size(),
-        lanes=lanes,
-        narrow=None if sampler else partial(sampler_of, spec, plan),
-    )
-
-
 def _crew(
     executor: Executor,
     make: Callable[[], Controller],
@@ -290,12 +286,9 @@ class Steering:
         return self.goal.workers if most is None else max(0, min(self.goal.workers, most))
 
     def steer(self, crew: Crew) -> None:
-        """Have the crew do what is wanted now."""
-        if time.monotonic() - self._looked >= LOOK:
-            self._looked = time.monotonic()
-            version = self.search.goal_version()
-            if version != self._seen:
-                self._seen, self.goal = version, wanted(self.search)
+        """Have the crew do what is wanted now. One that was sent home goes, whatever is wanted by then, for the next
+        sitting is for that; but it can be hurried."""
+        self._look()
         if self.goal.version != self._adopted:
             self._adopted = self.goal.version
             crew.controller.adopt(self.goal)
@@ -304,6 +297,17 @@ class Steering:
             elif self.goal.state != "run":
                 crew.controller.drain()
         crew.scale(self.workers())
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        version = self.search.goal_version()
+        if version != self._seen:
+            self._seen, goal = version, wanted(self.search)
+            leaving = self._adopted == self.goal.version and self.goal.state != "run"
+            if not leaving or (goal.state == "cancel" and self.goal.state != "cancel"):
+                self.goal = goal
 
 
 def _oversee(crew: Crew, steering: Steering, orders: Orders) -> None:
@@ -340,16 +344,17 @@ def _oversee(crew: Crew, steering: Steering, orders: Orders) -> None:
 
 def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, str, dict[str, Any] | None]:
     """The lane count and the way: the spec's, those measured before, or measured now (with the event that records
-    them)."""
+    them); never more lanes than there is memory for."""
     own = spec.resources
     ways = WAYS if own.way == "auto" else (own.way,)
     if own.trial_seconds is not None and is_plain(plan):
         return 1, plan.way, None  # one that hangs costs no other
     if isinstance(own.lanes, int) and (len(ways) == 1 or is_plain(plan)):
-        return own.lanes, plan.way, None
+        return fitting(plan, own.lanes, device_of(spec)), plan.way, None
     for event in search.log():
         if event.kind == "calibrated":
-            return int(event.body["lanes"]), str(event.body.get("way", plan.way)), None
+            lanes = fitting(plan, int(event.body["lanes"]), device_of(spec))  # there may be less memory by now
+            return lanes, str(event.body.get("way", plan.way)), None
     most = -(-spec.batch_size() // own.workers)  # more would leave a worker without a bundle
     counts = (own.lanes,) if isinstance(own.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
     found = calibrate(plan, counts, ways, device=device_of(spec))

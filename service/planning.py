@@ -1,15 +1,21 @@
-"""From the declaration to what runs: a spec and its task become a plan, a sampler and budgets."""
+"""From the declaration to what runs: a spec and its task become a plan, a sampler, budgets, and their controller.
+
+Importing this module loads no torch: on Ray the controller has a process of its own, which then starts in no time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from search_spaces import Space
 from service.budgets import Budgets
+from service.controller import Controller
 from service.samplers import Sampler, make_sampler
 from service.spec import SearchSpec
 from trials.plan import Plan
+from trials.store import Store
 from trials.tasks import Task
 
 
@@ -63,3 +69,20 @@ def threads_of(spec: SearchSpec) -> int:
 def budgets_of(spec: SearchSpec) -> Budgets:
     """When the search is over."""
     return Budgets.of(spec.budget.to_dict())
+
+
+def make_controller(
+    root: str, search_id: str, epoch: int, spec: SearchSpec, plan: Plan, lanes: int, sampler: Sampler | None = None
+) -> Controller:
+    """The search's controller, replayed from its log; called where the controller is to live."""
+    search = Store(root).search(search_id)
+    return Controller(
+        search,
+        search.log_writer(epoch),
+        plan,
+        sampler or sampler_of(spec, plan),
+        budgets=budgets_of(spec),
+        batch=spec.batch_size(),
+        lanes=lanes,
+        narrow=None if sampler else partial(sampler_of, spec, plan),
+    )

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,13 +55,13 @@ class Progress:
 def stored(search: SearchStore) -> Progress:
     """The progress of a search that nobody drives, under the goal that it has now."""
     past, goal = Past.of(search.log()), wanted(search)
-    outcomes = search.outcomes()
+    tally = Tally(search.spec()["spec"].get("objective", {}).get("mode", "min"), search.outcomes())
     return Progress(
         asked=sum(len(body["trials"]) for body in past.asked),
-        endings=dict(Counter(outcome.ending.value for outcome in outcomes)),
+        endings=dict(tally.endings),
         running=0,
-        best=best_of(outcomes, search.spec()["spec"].get("objective", {}).get("mode", "min")),
-        spent=sum((outcome.spent for outcome in outcomes), Spent(device_s=past.overhead_s)),
+        best=tally.best,
+        spent=tally.spent(past.overhead_s),
         wall_s=past.wall_s,
         budgets=Budgets.of(goal.budget),
         done=False,
@@ -70,13 +70,76 @@ def stored(search: SearchStore) -> Progress:
     )
 
 
+class Tally:
+    """What outcomes come to, kept up as each is added: how they ended, what they spent, the best, the last error.
+
+    Costs are added up in the order of adding, so that the same outcomes in the same order are the same numbers.
+    """
+
+    def __init__(self, mode: str, outcomes: Iterable[Outcome] = ()) -> None:
+        self.endings: Counter[str] = Counter()
+        self.best: Outcome | None = None
+        self.device_s = 0.0
+        self._flops = self._executed = 0.0
+        self._mode = mode
+        self._rank: tuple[float, int] | None = None  # of the best
+        self._failed: Outcome | None = None
+        for outcome in outcomes:
+            self.add(outcome)
+
+    def add(self, outcome: Outcome) -> None:
+        """One more."""
+        self.endings[outcome.ending.value] += 1
+        self.device_s += outcome.spent.device_s
+        self._flops += outcome.spent.flops
+        self._executed += outcome.spent.executed_flops
+        rank = _rank(outcome, self._mode)
+        if rank is not None and (self._rank is None or rank < self._rank):
+            self.best, self._rank = outcome, rank
+        if outcome.error:
+            self._failed = outcome
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.endings.values())
+
+    def spent(self, overhead_s: float) -> Spent:
+        """What all of them cost, and `overhead_s` seconds of the device beside."""
+        return Spent(flops=self._flops, executed_flops=self._executed, device_s=overhead_s + self.device_s)
+
+    def fruitless(self) -> str | None:
+        """Why they came to nothing; None where one of them is complete."""
+        if self.endings[Ending.COMPLETE.value]:
+            return None
+        told = ", ".join(f"{count} {ending}" for ending, count in sorted(self.endings.items()) if count)
+        error = f"; trial {self._failed.number}: {last_line(self._failed)}" if self._failed else ""
+        return f"of its {self.count} trials none is complete ({told}){error}"
+
+
 def best_of(outcomes: Sequence[Outcome], mode: str) -> Outcome | None:
     """The complete outcome with the best value; the earliest asked among equals."""
-    sign = 1.0 if mode == "min" else -1.0
-    complete = [o for o in outcomes if o.ending is Ending.COMPLETE and o.value is not None]
-    return min(complete, key=lambda o: (sign * (o.value or 0.0), o.number), default=None)
+    ranked = [(rank, outcome) for outcome in outcomes if (rank := _rank(outcome, mode)) is not None]
+    return min(ranked, key=lambda each: each[0])[1] if ranked else None
+
+
+def _rank(outcome: Outcome, mode: str) -> tuple[float, int] | None:
+    """The lowest is the best; None where it is not complete."""
+    if outcome.ending is not Ending.COMPLETE or outcome.value is None:
+        return None
+    return (outcome.value if mode == "min" else -outcome.value, outcome.number)
+
+
+def cause(outcome: Outcome) -> str | None:
+    """What went wrong, in words that are equal where the cause is; None where nothing did."""
+    if outcome.ending is Ending.PREEMPTED:
+        return "its worker died"  # of many, each may have had other last words
+    if outcome.ending is Ending.TIMEOUT:
+        return "it took too long"
+    return last_line(outcome) or None if outcome.ending is Ending.ERROR else None
 
 
 def last_line(outcome: Outcome) -> str:
-    """The end of an outcome's error, where the cause stands."""
-    return (outcome.error or "").strip().rpartition("\n")[2]
+    """The line of an outcome's error where the cause stands: the last, but before what one that took too long said."""
+    lines = (outcome.error or "").strip().split("\n")
+    return lines[0 if outcome.ending is Ending.TIMEOUT else -1]

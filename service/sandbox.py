@@ -237,7 +237,9 @@ def main(argv: list[str]) -> None:
     root, limits = Path(argv[0]), Limits(**json.loads(argv[1]))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
+    sys.meta_path.insert(0, _WithoutPandas())
     from trials import query
+    from trials.kept import Kept
     from trials.store import Store
 
     _limit(resource.RLIMIT_CORE, 0)
@@ -245,7 +247,7 @@ def main(argv: list[str]) -> None:
     _limit(resource.RLIMIT_NOFILE, 256)
     _limit(resource.RLIMIT_AS, limits.address_space)
     within = query.Limits(rows=limits.rows, size=limits.size, memory=limits.memory)
-    store = Store.open_for_reading(root)
+    kept = Kept(Store.open_for_reading(root), most=limits.memory // 16)
     out.write(_READY)
     out.flush()
     for line in sys.stdin.buffer:
@@ -253,8 +255,17 @@ def main(argv: list[str]) -> None:
         used = int(spent.ru_utime + spent.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (used + limits.cpu + 1, resource.RLIM_INFINITY))
         signal.setitimer(signal.ITIMER_REAL, limits.wall + _AFTER)  # not caught: the system ends us
-        _answer(lambda sql: query.answer(store, sql, within), json.loads(line)["sql"], out)
+        _answer(lambda sql: query.answer(kept, sql, within), json.loads(line)["sql"], out)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _WithoutPandas:
+    """Arrow loads pandas where it can, for nothing here, and its address space alone may be more than all that is
+    allowed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name=name)
 
 
 def _answer(ask: Any, sql: str, out: IO[bytes]) -> None:

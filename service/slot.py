@@ -6,6 +6,7 @@ The whole of a worker is `serve`; executors differ only in how a slot reaches it
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.controller import Done
 from service.planning import device_of, plan_of
+from service.progress import Done
 from service.spec import check
 from trials.records import Bundle, Checkpoint, Outcome
 from trials.store import Damaged, SearchStore, Store
@@ -68,22 +69,31 @@ def serve(
     source: Source, search: SearchStore, trainer: Trainer, worker: str, checkpoint_every: float | None = None
 ) -> None:
     """Train bundles until the controller is done."""
+    first = True
     while not isinstance(bundle := source.pull(worker), Done):
         if bundle is not None:
-            source.finish(bundle, train_and_store(search, trainer, bundle, worker, checkpoint_every))
+            source.finish(bundle, train_and_store(search, trainer, bundle, worker, checkpoint_every, at_once=first))
+            first = False
 
 
 def train_and_store(
-    search: SearchStore, trainer: Trainer, bundle: Bundle, worker: str, checkpoint_every: float | None = None
+    search: SearchStore,
+    trainer: Trainer,
+    bundle: Bundle,
+    worker: str,
+    checkpoint_every: float | None = None,
+    *,
+    at_once: bool = False,
 ) -> list[Outcome]:
-    """One attempt, durable and closed when this returns."""
+    """One attempt, durable and closed when this returns; its first report is durable `at_once`, for somebody may wait
+    to see that the search trains."""
     start = None
     if bundle.start is not None:
         with contextlib.suppress(Damaged, OSError, ValueError):  # it begins at the beginning then
             start = search.load_checkpoint(bundle.start, [trial.number for trial in bundle.trials])
     writer = search.attempt_writer(bundle.id, bundle.attempt, None if start is None else bundle.start)
     outcomes: list[Outcome] = []
-    flushed = time.monotonic()
+    flushed = -math.inf if at_once else time.monotonic()
     for record in trainer.train(bundle, worker=worker, start=start, checkpoint_every=checkpoint_every):
         if isinstance(record, Checkpoint):
             writer.flush()  # whoever goes on from it does not report those steps again

@@ -5,8 +5,8 @@
     ('digits-3fa2b1', True)
 
 Only the declaration is judged here, all its faults at once: no task is loaded and no code imported, so neither torch
-nor the data need be there. The search is durable before the board hears of it, and a board that does not answer does
-not undo it: the job comes back with `seq` 0, and whoever rebuilds the board from the store posts it.
+nor the data need be there. The search is durable before the board hears of it, and a board that fails, however it
+does, does not undo it: the job comes back with `seq` 0, and whoever rebuilds the board from the store posts it.
 
 A request with a key makes one search however often it is sent: its first sending leaves a note in the store of the id
 and of what was asked.
@@ -14,10 +14,10 @@ and of what was asked.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
+import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -32,11 +32,14 @@ from service.board.rebuild import posted
 from service.rules import METRICS
 from service.spec import SearchSpec
 from trials import layout, rows, segments
-from trials.store import Conflict, Store
+from trials.store import Conflict, Damaged, Store
+from trials.tasks import kind_of
 
 REQUEST = ("spec", "priority", "code", "requirements", "name")  # the keys of a submitted body
+_ALL_METRICS = {name: mode for kind in METRICS.values() for name, mode in kind.items()}
 LIBRARIES = ("torch", "optuna", "pyarrow")
 MOST_REQUIREMENTS = 100
+log = logging.getLogger("continua.api")
 _SHA = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 _VERSION = r"\s*(==|!=|<=|>=|~=|<|>)\s*[A-Za-z0-9.*+]+\s*"
@@ -118,9 +121,12 @@ def submit(
         "request": {"key": key, "digest": digest},
     }
     new = _created(store, search_id, document)
-    job = posted(store.search(search_id))
-    with contextlib.suppress(Unreachable):
+    job = Job(id=search_id, name=spec.name, owner=owner, priority=priority, workers=spec.resources.workers)
+    try:
+        job = posted(store.search(search_id))
         job = board.post(job)
+    except (Unreachable, Invalid, Damaged, OSError) as error:
+        log.warning("search %s is in the store, but not on the board yet: %s", search_id, error)
     return job, new
 
 
@@ -167,11 +173,13 @@ def _checked(request: Request, store: Store, key: str | None) -> SearchSpec:
 
 
 def _decided(spec: SearchSpec) -> SearchSpec:
-    """The spec with what is better said, which needs no task: whoever reads the store before a worker does must know.
-    A metric that is left to the task is one that is better when it is smaller."""
-    metrics = {"value": "min"} if spec.python else dict(item for kind in METRICS.values() for item in kind.items())
+    """The spec with its metric and which way it is better, as far as that needs no data: whoever reads the store before
+    a worker does must know. A metric that is left to a task of unknown kind is one that is better when it is smaller.
+    """
+    kind = None if spec.python else kind_of(spec.task)
+    metrics = {"value": "min"} if spec.python else {**(METRICS[kind] if kind else {}), **_ALL_METRICS}
     objective = spec.objective.resolved(metrics)
-    metric = objective.metric if spec.python else spec.objective.metric
+    metric = objective.metric if spec.python or kind else spec.objective.metric
     return replace(spec, objective=replace(objective, metric=metric))
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from search_spaces.faults import Invalid
 from service.goal import wanted
 from service.graphs import graphs_of, moves_of
-from trials import layout
+from service.rules import METRICS
+from trials import layout, rows
 from trials.goals import Goal
 from trials.lease import holder
 from trials.records import Ending, Outcome
@@ -76,7 +77,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     Unix seconds. A search whose `spec` is damaged has none, and no best.
     """
     events = search.log()
-    ended = ended_trials(search)
+    ended = ended_trials(search, events)
     try:
         document = search.spec()
     except Damaged:
@@ -88,7 +89,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     lanes = spec.get("resources", {}).get("lanes")
     owner = holder(layout.lease(search.path))
     asked = {t["number"]: t["point"] for e in events if e.kind == "asked" for t in e.body["trials"]}
-    best = best_of(ended.values(), objective.get("mode"))
+    best, metric = best_of(ended.values(), objective.get("mode")), metric_of(objective, ended.values())
     return {
         "search_id": search.id,
         "name": document.get("name", search.id),
@@ -96,7 +97,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "why": next((e.body.get("why") for e in reversed(events) if e.kind == "state"), None),
         "owner": owner,
         "created": events[0].time if events else search.path.stat().st_mtime,
-        "metric": objective.get("metric"),
+        "metric": metric,
         "mode": objective.get("mode"),
         "goal": dict(goal.budget),
         "goal_version": goal.version,
@@ -107,7 +108,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         and {
             **_trial(best, asked.get(best.number, {})),
             **_graphs(spec, best, asked.get(best.number, {})),
-            "retrained": retrained(store, search.id, str(objective.get("metric"))) if store else None,
+            "retrained": retrained(store, search.id, str(metric)) if store else None,
         },
         "spent": _spent(ended.values(), events, sum(body["device_s"] for body in calibrations)),
         "lanes": lanes if isinstance(lanes, int) else calibrations[-1]["lanes"] if calibrations else None,
@@ -117,9 +118,37 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
     }
 
 
-def ended_trials(search: SearchStore) -> dict[int, Outcome]:
-    """Each ended trial's outcome, by number."""
-    return {outcome.number: outcome for outcome in sorted(search.outcomes(), key=lambda outcome: outcome.number)}
+def described(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
+    """The summary, and whose the search is, its priority, the whole goal (`wanted`), how the board has it (`job`: the
+    store does not know), and the damaged files that were passed over."""
+    whole = summary(search, store)
+    try:
+        document, goal = search.spec(), wanted(search).to_dict()
+    except Damaged:
+        document, goal = {}, None
+    return {
+        **whole,
+        "submitter": document.get("owner", ""),
+        "priority": document.get("priority"),
+        "wanted": goal,
+        "job": None,
+        "damaged": [{"path": str(lost.path), "reason": lost.reason} for lost in search.damaged],
+    }
+
+
+def ended_trials(search: SearchStore, events: Sequence[Event] | None = None) -> dict[int, Outcome]:
+    """Each ended trial's outcome, by number; `events` saves reading the log."""
+    found = rows.outcomes_of(search.outcome_rows(events=events))
+    return {outcome.number: outcome for outcome in sorted(found, key=lambda outcome: outcome.number)}
+
+
+def metric_of(objective: Mapping[str, Any], outcomes: Iterable[Outcome]) -> str | None:
+    """The metric of a search; one that was left to the task is told by what was measured, `auto` until then."""
+    metric = objective.get("metric")
+    if metric != "auto":
+        return metric
+    measured = {name for outcome in outcomes for name in outcome.metrics}
+    return next((first for kind in METRICS.values() if (first := next(iter(kind))) in measured), metric)
 
 
 def best_of(outcomes: Any, mode: str | None) -> Outcome | None:

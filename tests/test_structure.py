@@ -16,7 +16,7 @@ LAYERS = ("search_spaces", "trials", "service")  # each may import those before 
 CEILING = 500  # lines
 #: where a library may be imported, and nowhere else in the packages
 HOMES = {
-    "ray": {"service/executors/ray_tune.py"},
+    "ray": {"service/executors/ray_tune.py", "service/executors/ray_connection.py"},
     "optuna": {"service/samplers/tpe.py", "service/samplers/cmaes.py"},
     "duckdb": {"trials/query.py"},
 }
@@ -128,6 +128,13 @@ def test_declarations_load_no_torch():
     assert not after["search_spaces"] & {"torch", *BARE["search_spaces"]}
     assert not after["search_spaces.networks"] & {"torch", *BARE["search_spaces"]}
     assert not after["service.spec"] & {"torch", "ray", "optuna", "sklearn"}
+
+
+def test_a_controller_loads_nothing_heavy():
+    """It asks and writes down; on Ray it has a process of its own, which thus starts in no time."""
+    after = loaded(["service.controller", "service.executors.ray_host"])
+    assert "numpy" in after["service.controller"]
+    assert not after["service.executors.ray_host"] & {"torch", "scipy", "sklearn", "optuna", "pandas"}
 
 
 @pytest.mark.parametrize("layer", BARE)

@@ -125,6 +125,12 @@ def holder(path: Path | str) -> dict[str, Any] | None:
     return None
 
 
+def held(path: Path | str) -> bool:
+    """Whether a live process has the lease: many times cheaper than `holder` where nobody has, for whoever looks at
+    many. It is seen once its owner has said who it is."""
+    return os.path.exists(_about(Path(path))) and holder(path) is not None
+
+
 def _about(path: Path) -> Path:
     return path.with_suffix(".json")
 

@@ -86,12 +86,13 @@ def last_epoch(directory: Path) -> int:
 def events(directory: Path, read: Callable[[Path], pa.Table | None]) -> list[Event]:
     """All events in the order of writing; `read` gives a segment's table, or None to pass it over."""
     placed = sorted((place, name) for name in os.listdir(directory) if (place := layout.log_place(name)))
+    tables = [table for _, name in placed if (table := read(directory / name)) is not None and table.num_rows]
+    every = _events_of(pa.concat_tables(table.select(SCHEMA.names) for table in tables)) if tables else []
     found: list[Event] = []
-    for _, name in placed:
-        table = read(directory / name)
-        if table is None or not table.num_rows:
-            continue
-        new = _events_of(table)
+    begin = 0
+    for table in tables:
+        new = every[begin : begin + table.num_rows]
+        begin += table.num_rows
         # A segment whose writing failed may come back after a power cut. Its writer went on with the same seq, so
         # whatever stands at or above the seq of a later segment was never acknowledged.
         while found and (found[-1].epoch, found[-1].seq) >= (new[0].epoch, new[0].seq):
@@ -142,8 +143,9 @@ class LogTail:
 
 def _events_of(table: pa.Table) -> list[Event]:
     times = table["time"].cast(pa.int64())
-    columns = [(times if name == "time" else table[name]).to_pylist() for name in SCHEMA.names]
+    plain = {"time": times.to_pylist(), "body": rows.all_from_json(table["body"].to_pylist())}
+    columns = [plain[name] if name in plain else table[name].to_pylist() for name in SCHEMA.names]
     return [
-        Event(epoch=epoch, n=n, seq=seq, time=us / 1e6, kind=kind, body=rows.from_json(body))
+        Event(epoch=epoch, n=n, seq=seq, time=us / 1e6, kind=kind, body=body)
         for epoch, n, seq, us, kind, body in zip(*columns, strict=True)
     ]

@@ -6,16 +6,20 @@
 
 Each number is the SplitMix64 hash (Steele, Lea, Flood 2014) of its key and its place (row, column), so a wider layer
 begins with the narrower one's weights, and a trial's numbers do not depend on its bundle, its device or its worker.
+Importing this module loads no torch: keys, and the order of the data, do without.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
@@ -31,6 +35,8 @@ def fold(seed: int, purpose: str, *numbers: int) -> int:
 
 def bits(key: int, rows: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
     """The 64 random bits at each place, int64 [rows, columns]."""
+    import torch
+
     row = torch.arange(rows, dtype=torch.int64, device=device).unsqueeze(1) << 32
     place = row + torch.arange(1, columns + 1, dtype=torch.int64, device=device)
     z = place.mul_(_signed(_GAMMA)).add_(_signed(key))

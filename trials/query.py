@@ -30,13 +30,15 @@ import pyarrow as pa
 
 from search_spaces.faults import Invalid, unknown
 from trials import sql_rules, tables
-from trials.store import SearchStore, Store
+from trials.kept import Kept
+from trials.store import Store
 
-TABLES: dict[str, Callable[[list[SearchStore]], pa.Table]] = {
-    "searches": tables.searches,
-    "trials": tables.trials,
-    "reports": tables.reports,
+TABLES: dict[str, Callable[[Kept], pa.Table]] = {
+    "searches": Kept.searches,
+    "trials": Kept.trials,
+    "reports": Kept.reports,
 }
+_NONE = {"searches": tables.searches, "trials": tables.trials, "reports": tables.reports}
 _BATCH = 1024  # rows of a batch, of which the last may be one too many
 _LOCKS = (
     "SET python_enable_replacements = false",
@@ -72,18 +74,18 @@ def query(store: Store, sql: str) -> pa.Table:
     Raises:
         Invalid: with what DuckDB says of the statement, or why it is not accepted.
     """
-    return answer(store, sql).table
+    return answer(Kept(store), sql).table
 
 
-def answer(store: Store, sql: str, limits: Limits | None = None) -> Answer:
-    """The answer to one SELECT, cut at its limits.
+def answer(kept: Kept, sql: str, limits: Limits | None = None) -> Answer:
+    """The answer to one SELECT, cut at its limits; `kept` saves reading again what the question before has read.
 
     Raises:
         Invalid: as `query` does; also where DuckDB's memory does not suffice.
     """
     with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
         _accept(connection, sql)
-        known = _tables(store, sql)
+        known = _tables(kept, sql)
         for name, table in known.items():
             connection.register(name, table)
         for setting in (*_bounds(limits), *_LOCKS):
@@ -158,8 +160,9 @@ def _sentence(error: Exception, tables: dict[str, pa.Table]) -> str:
     return f"sql: must be a SELECT that DuckDB accepts, but got: {text.splitlines()[0]}"
 
 
-def _tables(store: Store, sql: str) -> dict[str, pa.Table]:
+def _tables(kept: Kept, sql: str) -> dict[str, pa.Table]:
     """The tables that the statement can mean: reports are many, so they are read only where they are named."""
-    named = [name for name in TABLES if name in sql.lower()] or list(TABLES)
-    found = [store.search(search_id) for search_id in store.searches()]
-    return {name: make(found) if name in named else make([]) for name, make in TABLES.items()}
+    named = [name for name in TABLES if name in sql.lower()]
+    if named:
+        kept.look()
+    return {name: make(kept) if name in named else _NONE[name]([]) for name, make in TABLES.items()}

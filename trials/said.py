@@ -6,7 +6,8 @@
     'epoch 0: loss 0.31\\n'
 
 What is printed still goes where it went. In a process whose output is a file (`keep_in`), the tail is read from there,
-with what C code and subprocesses printed; elsewhere it is what this thread wrote to `sys.stdout` and `sys.stderr`.
+with what C code and subprocesses printed; elsewhere it is what this thread wrote to `sys.stdout` and `sys.stderr`. What
+such a file had before a call stays for whoever asks what the process said last.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MOST = 16 * 1024  # bytes kept of a call
+ROOM = 1024 * 1024  # bytes of a process's output beyond which it begins anew at the next call
 
 _kept_in: int | None = None
 
 
 def keep_in(fd: int) -> None:
-    """From now on all that this process prints is in that file (which is emptied before every call)."""
+    """From now on all that this process prints is in that file (which is emptied now and then, between calls)."""
     global _kept_in
     _kept_in = fd
 
@@ -42,15 +44,16 @@ def listening() -> Iterator[Callable[[], str]]:
         return
     fd = _kept_in
     _flush()
-    os.ftruncate(fd, 0)
-    os.lseek(fd, 0, os.SEEK_SET)
-    yield lambda: _read(fd)
+    if os.lseek(fd, 0, os.SEEK_END) > ROOM:
+        os.ftruncate(fd, 0)
+    began = os.lseek(fd, 0, os.SEEK_END)
+    yield lambda: _read(fd, began)
 
 
-def _read(fd: int) -> str:
+def _read(fd: int, began: int) -> str:
     _flush()
     size = os.fstat(fd).st_size
-    return _text(os.pread(fd, MOST, max(0, size - MOST)))
+    return _text(os.pread(fd, MOST, max(began, size - MOST)))
 
 
 def _flush() -> None:

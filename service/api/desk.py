@@ -36,6 +36,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 THREADS = 16
 FRESH = 1.0  # seconds that a look at all jobs serves for
+LOOK = 5.0  # seconds between tries to tell a board what it missed
+RESTORE = 30.0  # seconds after which a board is compared with the store whatever it said: it may have been wiped
+#: a board's own troubles: it is away, its disk is full, its file is not a board's
+AWAY = (Unreachable, OSError, Invalid)
 PAGE = 1000
 log = logging.getLogger("continua.api")
 
@@ -56,6 +60,8 @@ class Desk:
         self._jobs: tuple[float, dict[str, Job]] = (-math.inf, {})
         self._changes = 0
         self.owing = True  # whether the board may lack what the store has
+        self._restored = -math.inf
+        self._unpostable: frozenset[str] = frozenset()  # those that the last restoring could not put on the board
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A blocking call, in a thread."""
@@ -79,6 +85,8 @@ class Desk:
             return self.summaries.search(text)
         except Invalid as error:
             raise Problem("ambiguous-id", faults=error.faults) from None
+        except NotFound as error:  # where the store lies is nobody's business
+            raise NotFound(str(error.args[0]).replace(f" in {self.store.root}", "", 1)) from None
 
     # -- the board -------------------------------------------------------------------------------------------------
 
@@ -87,10 +95,10 @@ class Desk:
         try:
             return self.board.get(search_id)
         except NotFound:
-            return None
-        except Unreachable:
+            self.owing = self.owing or search_id not in self._unpostable
+        except AWAY:
             self.owing = True
-            return None
+        return None
 
     def jobs(self, fresh: float = FRESH) -> dict[str, Job]:
         """Every job by its id, at most `fresh` seconds old; none where the board does not answer."""
@@ -98,7 +106,7 @@ class Desk:
             (looked, found), changes = self._jobs, self._changes
             if time.monotonic() - looked < fresh:
                 return found
-            with contextlib.suppress(Unreachable):
+            with contextlib.suppress(*AWAY):
                 found = {job.id: job for job in self._all()}
                 if changes == self._changes:
                     self._jobs = (time.monotonic(), found)
@@ -120,18 +128,29 @@ class Desk:
         self._jobs = (-math.inf, {})
 
     def restore(self) -> int:
-        """Tells the board what it lacks of the store. Raises `Unreachable`."""
-        told = rebuild(self.store, self.board)
-        self.owing = False
-        self.changed()
+        """Tells the board what it lacks of the store. Raises what of `AWAY` the board does."""
+        skipped: dict[str, Exception] = {}
+        self.owing = False  # what is missed from now on is another matter
+        try:
+            told = rebuild(self.store, self.board, skipped=skipped.__setitem__)
+        except BaseException:
+            self.owing = True
+            raise
+        for search_id in skipped.keys() - self._unpostable:
+            log.warning("search %s is not on the board: %s; see `continua doctor`.", search_id, skipped[search_id])
+        self._unpostable = frozenset(skipped)
+        self._restored = time.monotonic()
+        if told:
+            self.changed()
         return told
 
     # -- its life --------------------------------------------------------------------------------------------------
 
     async def attend(self) -> None:
-        """Until it is cancelled: when the board could not be told of something, tells it once it answers again."""
+        """Until it is cancelled: compares the board with the store, at once when it is known to have missed something,
+        and otherwise now and then."""
         while True:
-            if self.owing:
+            if self.owing or time.monotonic() - self._restored > RESTORE:
                 try:
                     if told := await self.run(self.restore):
                         log.warning("the board lacked %d searches or goals of the store", told)
@@ -139,7 +158,7 @@ class Desk:
                     pass
                 except Exception:
                     log.exception("the board could not be restored from the store")
-            await asyncio.sleep(5)
+            await asyncio.sleep(LOOK)
 
     def close(self) -> None:
         """Lets go of everything but the board, which is its opener's."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 from fastapi import Request, Response
 
 from search_spaces.faults import Invalid
+from service.api.desk import desk_of
 from service.api.problems import Problem
 from service.documents import parse_json, parse_yaml
 from service.show import as_json, plain
@@ -37,11 +38,13 @@ async def body_of(request: Request) -> Any:
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind != JSON and kind not in YAML:
         raise Problem("unsupported-media", f"Content-Type must be {JSON} or {YAML[0]}, but got {kind!r}.")
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise Problem("unsupported-media", f"Content-Encoding must be left out, but got {coding!r}; send it plain.")
     try:
         text = (await request.body()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Invalid([f"body: must be UTF-8, but byte {error.start} is not; send UTF-8."]) from None
-    return parse_json(text, "body") if kind == JSON else parse_yaml(text, "body")
+    return await desk_of(request).run(parse_json if kind == JSON else parse_yaml, text, "body")  # it may take seconds
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------
@@ -127,7 +130,11 @@ def place_of(cursor: str | None, kinds: Sequence[type]) -> list[Any] | None:
     except (ValueError, binascii.Error, RecursionError):
         place = None
     matches = isinstance(place, list) and len(place) == len(kinds)
-    if not matches or not all(type(part) is kind for part, kind in zip(place, kinds, strict=True)):
+    if not matches or not all(map(_fits, place, kinds)):
         raise Invalid([f"cursor: must be the `next` of the page before, but got {cursor!r}; begin without one."])
     assert isinstance(place, list)
     return place
+
+
+def _fits(part: Any, kind: type) -> bool:
+    return type(part) is kind and not (isinstance(part, int) and abs(part) >= 2**63)

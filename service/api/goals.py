@@ -14,11 +14,10 @@ from fastapi import APIRouter, Header, Request, Response
 
 from service.access import Token
 from service.api import examples, forms
-from service.api.desk import Desk, desk_of
+from service.api.desk import AWAY, Desk, desk_of
 from service.api.guard import MayRead, MaySubmit
 from service.api.problems import Problem, documented
 from service.api.searches import etag, search_path
-from service.board.contract import Unreachable
 from service.board.rebuild import posted
 from service.goal import Edit, change, wanted
 from trials.store import Conflict, Goal, NotFound
@@ -93,7 +92,7 @@ def _edited(desk: Desk, search_id: str, data: Any, who: Token, version: int | No
     except Conflict as error:
         raise Problem("goal-changed" if version is not None else "conflict", str(error)) from None
     told = False
-    with contextlib.suppress(Unreachable):
+    with contextlib.suppress(*AWAY):
         try:
             desk.board.control(search.id, goal=goal.version, wanted=goal.state, workers=goal.workers)
         except NotFound:

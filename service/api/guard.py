@@ -8,6 +8,7 @@ headers that keep a browser from guessing, framing or keeping it.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable, Collection
@@ -24,6 +25,7 @@ from service.zip_rules import MOST_PACKED
 
 OPEN = frozenset({"/healthz", "/readyz"})
 MOST_BODY = 1024 * 1024
+PATIENCE = 60.0  # seconds that a client may take to send the next part of a body
 LARGER = {"/v1/code/": MOST_PACKED}  # paths whose bodies may be larger
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = {
@@ -106,17 +108,24 @@ def _name(host: str) -> str:
 
 
 def _counted(receive: Receive, headers: Headers, most: int) -> Receive:
-    """`receive` that raises once more than `most` bytes have come; a greater Content-Length raises at once."""
+    """`receive` that raises once more than `most` bytes have come, or the next part of a body is too long in coming; a
+    greater Content-Length raises at once."""
     length = headers.get("content-length", "")
     if length and not (length.isdecimal() and length.isascii()):
         raise Problem("bad-request", f"Content-Length must be a whole number, but got {length!r}.")
     if length and int(length[:20]) > most:
         raise _too_large(most)
-    seen = 0
+    seen, whole = 0, False
 
     async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole
+        if whole:  # what is waited for now is that the client goes away
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), PATIENCE)
+        except TimeoutError:
+            raise Problem("too-slow", headers={"Connection": "close"}) from None
+        whole = not message.get("more_body", False)
         seen += len(message.get("body", b""))
         if seen > most:
             raise _too_large(most)

@@ -47,6 +47,7 @@ CODES: dict[str, Code] = {
     "ambiguous-id": Code(404, "Several searches begin so.", "Write more of the id."),
     "method-not-allowed": Code(405, "That method is not known here.", "The header Allow names those that are."),
     "not-acceptable": Code(406, "It cannot be had in that form.", "Accept application/json."),
+    "too-slow": Code(408, "The body did not come.", "Send it again."),
     "conflict": Code(409, "Somebody else was here first.", "Look again, then decide anew."),
     "goal-changed": Code(412, "The goal is not what the edit was made for.", "GET the goal, and send its ETag."),
     "too-large": Code(413, "The body is too large.", "Send less."),
@@ -146,7 +147,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         found = problem_of(error)
         if found.status >= 500:
-            log.error("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error)
+            log.error("%s %s: %s: %s", request.method, ascii(request.url.path), type(error).__name__, error)
         return found.response()
 
     known = (Problem, Invalid, NotFound, Conflict, Damaged, Unreachable, TooMuch, Busy, OSError)
@@ -168,7 +169,16 @@ SCHEMA: dict[str, Any] = {
         "faults": {"type": "array", "items": {"type": "string"}},
     },
 }
-_ANYWHERE = ("bad-request", "unauthorized", "forbidden", "cross-site", "wrong-host", "access-unreadable", "internal")
+_ANYWHERE = (
+    "bad-request",
+    "unauthorized",
+    "forbidden",
+    "cross-site",
+    "wrong-host",
+    "too-slow",
+    "access-unreadable",
+    "internal",
+)
 
 
 def documented(*codes: str) -> dict[int | str, dict[str, Any]]:

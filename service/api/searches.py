@@ -12,10 +12,9 @@ from service.api.guard import MayRead, MaySubmit
 from service.api.problems import documented
 from service.api.summaries import job_facts
 from service.board.contract import Job
-from service.goal import wanted
 from service.submission import Request as Submitted
 from service.submission import submit
-from service.summary import summary
+from service.summary import described
 from trials.store import SearchStore
 
 router = APIRouter(tags=["searches"])
@@ -129,19 +128,18 @@ async def get_search(request: Request, who: MayRead, search_id: str = search_pat
     """Its state, counts, best trial, costs and spec; `wanted` is its goal, `job` how the board has it."""
     desk = desk_of(request)
     found = await desk.run(_whole, desk, search_id)
-    return forms.json_answer(found, headers={"ETag": etag(found["wanted"]["version"])})
+    return forms.json_answer(found, headers={"ETag": etag(found["goal_version"])})
 
 
 def _whole(desk: Desk, search_id: str) -> dict[str, Any]:
     search: SearchStore = desk.search(search_id)
-    job, goal, facts = desk.job(search.id), wanted(search), desk.summaries.facts(search.id)
-    whole = summary(search, desk.store)
+    job, whole = desk.job(search.id), described(search, desk.store)
+    root = str(desk.store.root)
     return {
         **whole,
         "state": desk.summaries.state(search.id, job),
         "why": (job.why if job else "") or whole["why"],
-        "submitter": facts.get("owner", ""),
-        "priority": job.priority if job else facts.get("priority"),
-        "wanted": goal.to_dict(),
+        "priority": job.priority if job else whole["priority"],
         "job": job_facts(job),
+        "damaged": [{**lost, "path": lost["path"].removeprefix(root).lstrip("/")} for lost in whole["damaged"]],
     }

@@ -9,6 +9,7 @@ being answered get `GRACE` seconds.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -17,8 +18,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from search_spaces.faults import Invalid
 from service.access import Access, check_binding, first_token, is_loopback
@@ -31,6 +34,7 @@ from trials.store import Store
 
 HOST, PORT = "127.0.0.1", 8642
 GRACE = 10  # seconds
+HEAD = 20.0  # seconds that a client may take to send a request's head
 
 
 def serve(
@@ -99,7 +103,7 @@ class Server(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_Protocol,
             ws="none",
             loop="asyncio",
             lifespan="on",
@@ -153,6 +157,32 @@ class Server(uvicorn.Server):
         desk: Desk = self._app.state.desk
         desk.live.close()  # or the streams would take all of the grace
         await super().shutdown(sockets)
+
+
+class _Protocol(H11Protocol):
+    """HTTP that does not wait for ever for a request that never begins, or never gets beyond its headers."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEAD, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._come()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._come()
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD, self.transport.close)
+
+    def _come(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
 
 def _bound(host: str, port: int) -> socket.socket:

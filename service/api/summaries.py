@@ -4,26 +4,24 @@
     >>> summaries.brief("digits-3fa2b1")["trials"]
     {'complete': 12}
 
-A search's declaration never changes; what its log and its attempts say changes only with their directories.
+A search's declaration never changes; what else is said of it holds as long as its `trials.mark.Mark` does.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from service.board.contract import IDLE, PRIORITY, Job
-from service.goal import wanted
-from service.summary import WitnessStore, summary
+from service.board.contract import PRIORITY, Job
+from service.goal import first
+from service.summary import WitnessStore, best_of, ended_trials, metric_of
 from trials import layout
-from trials.lease import holder
-from trials.store import Damaged, NotFound, SearchStore, Store
-
-_TICK = 1_000_000_000  # ns: a directory changed since may change again without showing it
+from trials.lease import held
+from trials.mark import Mark
+from trials.store import Damaged, Goal, NotFound, SearchStore, Store
 
 
 class Summaries:
@@ -33,7 +31,7 @@ class Summaries:
         self._store = store
         self._lock = threading.Lock()
         self._facts: dict[str, dict[str, Any]] = {}
-        self._briefs: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._briefs: dict[str, tuple[Mark, dict[str, Any]]] = {}
 
     def search(self, text: str) -> SearchStore:
         """The search with that id, or the one whose id alone begins so. Raises `NotFound` and `Invalid`."""
@@ -73,42 +71,48 @@ class Summaries:
             "submitted": bool(document.get("submitted")),
             "metric": objective.get("metric"),
             "mode": objective.get("mode"),
+            **({"goal": first(document)} if document else {}),
         }
         with self._lock:
             self._facts[search_id] = facts
         return facts
 
     def brief(self, search_id: str) -> dict[str, Any]:
-        """Counts, the best value and what the log says of the state: as old as the last change of the log."""
-        search = SearchStore(search_id, layout.search(self._store.root, search_id))
-        try:
-            stamp = _stamp(search.path)
-        except OSError:
-            raise NotFound(f"search: no search {search_id!r}; it was there a moment ago.") from None
+        """Counts, the best value, the goal, and the state while nobody drives it."""
         with self._lock:
             known = self._briefs.get(search_id)
-        if known and known[0] == stamp:
+        if known and known[0].holds():
             return known[1]
-        looked = time.time_ns()
-        whole = summary(search)
-        best = whole["best"]
-        brief = {
-            "asked": whole["asked"],
-            "trials": whole["trials"],
-            "best": best and {"trial": best["trial"], "value": best["value"]},
-            "said": said(search),
-            "why": whole["why"],
-        }
-        if looked - max(stamp) > _TICK:
+        search = SearchStore(search_id, layout.search(self._store.root, search_id))
+        try:
+            mark = Mark.of(search.path)
+            brief = self._read(search)
+        except FileNotFoundError:
+            raise NotFound(f"search: no search {search_id!r}; it was there a moment ago.") from None
+        if mark.settled:
             with self._lock:
-                self._briefs[search_id] = (stamp, brief)
+                self._briefs[search_id] = (mark, brief)
         return brief
+
+    def _read(self, search: SearchStore) -> dict[str, Any]:
+        events, facts = search.log(), self.facts(search.id)
+        ended = ended_trials(search, events)
+        best = best_of(ended.values(), facts.get("mode"))
+        states = [event.body for event in events if event.kind == "state"]
+        goals = search.goals()
+        return {
+            "asked": sum(len(event.body["trials"]) for event in events if event.kind == "asked"),
+            "trials": dict(sorted(Counter(outcome.ending.value for outcome in ended.values()).items())),
+            "best": best and {"trial": best.number, "value": best.value},
+            "metric": metric_of(facts, ended.values()),
+            "idle": search.idle_state(events, {"submitted": facts.get("submitted")}),
+            "why": states[-1].get("why") if states else None,
+            "goal": goals[-1] if goals else facts.get("goal", Goal(workers=0)),
+        }
 
     def row(self, search_id: str, job: Job | None) -> dict[str, Any]:
         """A search as a list shows it."""
         facts, brief = self.facts(search_id), self.brief(search_id)
-        search = SearchStore(search_id, layout.search(self._store.root, search_id))
-        goal = job or wanted(search)
         return {
             "search_id": search_id,
             "name": facts.get("name", search_id),
@@ -116,10 +120,10 @@ class Summaries:
             "why": (job.why if job else "") or brief["why"] or None,
             "owner": facts.get("owner", ""),
             "priority": job.priority if job else facts.get("priority", PRIORITY),
-            "workers": goal.workers,
-            "goal_version": job.goal if job else wanted(search).version,
+            "workers": job.workers if job else brief["goal"].workers,
+            "goal_version": job.goal if job else brief["goal"].version,
             "created": facts.get("ns", 0) / 1e9,
-            "metric": facts.get("metric"),
+            "metric": brief["metric"],
             "mode": facts.get("mode"),
             "asked": brief["asked"],
             "trials": brief["trials"],
@@ -130,19 +134,9 @@ class Summaries:
         """The state as everyone is told it: the board's where the search is on it, else what its log and goal say."""
         if job is not None and not (job.by_hand and not job.leased):
             return job.status
-        search = SearchStore(search_id, layout.search(self._store.root, search_id))
-        if holder(layout.lease(search.path)) is not None:
+        if held(layout.lease(layout.search(self._store.root, search_id))):
             return "running"
-        last = self.brief(search_id)["said"]
-        if last is None and self.facts(search_id).get("submitted"):
-            return IDLE[wanted(search).state]
-        return "interrupted" if last in (None, "running") else str(last)
-
-
-def said(search: SearchStore) -> str | None:
-    """The last state that the log has; None where it has none."""
-    states = [str(event.body["state"]) for event in search.log() if event.kind == "state"]
-    return states[-1] if states else None
+        return str(self.brief(search_id)["idle"])
 
 
 def job_facts(job: Job | None) -> Mapping[str, Any] | None:
@@ -155,7 +149,3 @@ def job_facts(job: Job | None) -> Mapping[str, Any] | None:
         **{name: getattr(job, name) for name in (*names, "waits", "beat", "by_hand")},
         "progress": dict(job.progress),
     }
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    return (layout.log(path).stat().st_mtime_ns, layout.metrics(path).stat().st_mtime_ns)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.api import examples, forms
-from service.api.desk import Desk, desk_of
+from service.api.desk import AWAY, Desk, desk_of
 from service.api.guard import MayRead
 from service.api.measures import MEDIA
 from service.api.problems import documented
@@ -42,9 +42,9 @@ def _board_check(desk: Desk) -> str:
     try:
         desk.board.list(limit=1)
         return "ok"
-    except Unreachable:
+    except AWAY as error:
         desk.owing = True
-        return "does not answer"
+        return "does not answer" if isinstance(error, Unreachable) else "cannot be used"
 
 
 def _store_check(root: Path) -> str:

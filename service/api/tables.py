@@ -105,7 +105,9 @@ async def best(request: Request, who: MayRead, search_id: str = search_path()) -
     """The complete trial with the best finite value."""
 
     def answer(desk: Desk) -> dict[str, Any]:
-        return best_trial(desk.search(search_id), desk.store)
+        search = desk.search(search_id)
+        state = desk.summaries.state(search.id, desk.job(search.id))
+        return {**best_trial(search, desk.store), "state": state}
 
     desk = desk_of(request)
     return forms.json_answer(await desk.run(answer, desk))

@@ -62,6 +62,10 @@ def boottime() -> tuple[str, float]:
         return "unknown", time.time()
 
 
+#: connections to files that are gone: closing one would take away the write-ahead log of the file in its place
+_LEFT: list[sqlite3.Connection] = []
+
+
 class SQLiteBoard:
     """The board of `contract.Board` in the file `path`, which is made where it is not there.
 
@@ -228,6 +232,9 @@ class SQLiteBoard:
         if os.getpid() != self._pid:
             self._open()  # a forked child: no connection of SQLite's outlives a fork
         with self._lock:
+            if self._file() != self._opened:  # lost, or another was put in its place: that one is the board now
+                _LEFT.append(self._connection)
+                self._connect()
             try:
                 yield self._connection
             except sqlite3.Error as error:
@@ -239,6 +246,18 @@ class SQLiteBoard:
 
     def _open(self) -> None:
         self._pid, self._lock = os.getpid(), threading.Lock()
+        self._connect()
+
+    def _file(self) -> tuple[int, int] | None:
+        """Which file the board's is now."""
+        try:
+            facts = os.stat(self._path)
+        except OSError:
+            return None
+        return facts.st_dev, facts.st_ino
+
+    def _connect(self) -> None:
+        self._opened: tuple[int, ...] | None = ()  # no file's: one that could not be opened is tried again
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -254,6 +273,7 @@ class SQLiteBoard:
             if isinstance(error, sqlite3.Error):
                 raise self._said(error, Invalid) from error
             raise
+        self._opened = self._file()
 
     def _set_up(self, run: Any) -> None:
         """Make the file a board, or see that it is one. Raises `Invalid`, or what SQLite raises."""

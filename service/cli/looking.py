@@ -63,12 +63,10 @@ def show(search: Search, store: StoreOption = None, url: UrlOption = None, outpu
         with client:
             out.print_summary(client.search(search).row, output.value, spec=True)
         return 0
-    from service.summary import summary
+    from service.summary import described
 
     witness = reading(store)
-    found = witness.named(search)
-    shown = {**summary(found, witness), "damaged": [{"path": str(d.path), "reason": d.reason} for d in found.damaged]}
-    out.print_summary(shown, output.value, spec=True)
+    out.print_summary(described(witness.named(search), witness), output.value, spec=True)
     warn_of_damage(witness)
     return 0
 

@@ -32,15 +32,20 @@ QuotaOption = Annotated[
     list[str] | None,
     typer.Option("--quota", metavar="OWNER=N", help="Most slots of an owner; *=N: any other's."),
 ]
+HostsOption = Annotated[
+    list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name that clients call it by.")
+]
 
 
 @app.command()
 def up(
     host: HostOption = "127.0.0.1",
     port: PortOption = PORT,
+    hosts: HostsOption = None,
     executor: CrewOption = Crew.local,
     searches: SearchesOption = 4,
     slots: SlotsOption = None,
+    quota: QuotaOption = None,
     store: StoreOption = None,
     board: BoardOption = None,
 ) -> int:
@@ -48,19 +53,20 @@ def up(
     from service.cli.upright import Up
     from service.settings import board_url, store_root
 
+    _quotas(quota or ())
     root = store_root(store)[0]
     work = ["--executor", executor.value, "--searches", str(searches)]
     work += [] if slots is None else ["--slots", str(slots)]
-    return Up(root, board_url(root, board).value, host, port, work).run()
+    work += [word for text in quota or () for word in ("--quota", text)]
+    serve = [word for name in hosts or () for word in ("--allow-host", name)]
+    return Up(root, board_url(root, board).value, host, port, work, serve).run()
 
 
 @app.command()
 def serve(
     host: HostOption = "127.0.0.1",
     port: PortOption = PORT,
-    hosts: Annotated[
-        list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name that clients call it by.")
-    ] = None,
+    hosts: HostsOption = None,
     store: StoreOption = None,
     board: BoardOption = None,
 ) -> int:

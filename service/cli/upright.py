@@ -21,7 +21,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from search_spaces.faults import Invalid
@@ -40,8 +40,10 @@ _PDEATHSIG = 1  # of Linux's prctl
 class Up:
     """One service on one machine."""
 
-    def __init__(self, root: Path, board: str, host: str, port: int, work: list[str]) -> None:
-        self.root, self.board, self.host, self.work = root, board, host, work
+    def __init__(
+        self, root: Path, board: str, host: str, port: int, work: list[str], serve: Sequence[str] = ()
+    ) -> None:
+        self.root, self.board, self.host, self.work, self.serve = root, board, host, work, serve
         self.port = _free_port(host, port)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}"
@@ -63,7 +65,7 @@ class Up:
         file = self.root / "server.json"
         with _signalled() as stop:
             try:
-                self._start("serve", "--host", self.host, "--port", str(self.port))
+                self._start("serve", "--host", self.host, "--port", str(self.port), *self.serve)
                 if not self._answered(stop):
                     return 0 if stop.is_set() else ERROR
                 write_bytes(file, json.dumps({"url": self.url, "pid": os.getpid()}).encode() + b"\n", replace=True)

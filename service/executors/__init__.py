@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from service.controller import Progress
+from service.progress import Progress
 from trials.goals import Goal
 
 

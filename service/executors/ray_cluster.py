@@ -8,7 +8,7 @@
 Each node is kept by a small process of its own that holds a lifeline to its owner and adopts whatever Ray's processes
 leave behind; so ending a node ends all that it started and nothing else, which `ray stop` cannot promise.
 
-This file is also that keeper: `python -I ray_cluster.py LIFELINE COMMAND...`. It imports no ray.
+This file is also that keeper: `python -I ray_cluster.py LIFELINE DIRECTORIES COMMAND...`. It imports no ray.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PATIENCE = 60.0  # seconds that a node gets to start
@@ -39,23 +40,24 @@ class NotStarted(RuntimeError):
 
 
 class Node:
-    """The processes of one Ray node. They end with `kill`, or with the process that made this object."""
+    """The processes of one Ray node. They end with `kill`, or with the process that made this object, and with them its
+    directory and `others`."""
 
-    def __init__(self, options: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, options: list[str], environment: dict[str, str], others: Sequence[Path] = ()) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="continua-ray-", dir=_short()))
-        self._said = self.directory / "said"
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (it outlives the directory, to be told of)
         life_end, self._lifeline = os.pipe()
+        gone = os.pathsep.join(map(str, (self.directory, *others)))
         command = [sys.executable, "-c", _START, "start", "--block", *options, f"--temp-dir={self.directory}"]
-        with self._said.open("wb") as said:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", __file__, str(life_end), *command],
-                pass_fds=[life_end],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is the owner's to handle
-            )
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", __file__, str(life_end), gone, *command],
+            pass_fds=[life_end],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the owner's to handle
+        )
         os.close(life_end)
 
     @property
@@ -72,7 +74,8 @@ class Node:
                 if address := place.read_text().strip():
                     return address
             time.sleep(0.02)
-        said = self._said.read_text(errors="replace").strip()[-2000:]
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").strip()[-2000:]
         self.kill()
         raise NotStarted(f"a Ray node did not start within {patience:g} seconds; it said: {said or 'nothing'}")
 
@@ -82,7 +85,8 @@ class Node:
             os.close(self._lifeline)
             self._lifeline = -1
         self._keeper.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._said.close()
+        shutil.rmtree(self.directory, ignore_errors=True)  # the keeper may have been killed
 
 
 class Head:
@@ -111,7 +115,7 @@ class Head:
                 LOOPBACK: "0",
             }
             options = ["--head", "--port=0", "--include-dashboard=false", "--no-monitor"]
-            self.address = self._node(options, cpus, gpus, memory).address()
+            self.address = self._node(options, cpus, gpus, memory, [self._secrets]).address()
             self.environment["RAY_ADDRESS"] = self.address
         except BaseException:
             self.stop()
@@ -140,7 +144,14 @@ class Head:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _node(self, options: list[str], cpus: int | None, gpus: int | None, memory: int | None) -> Node:
+    def _node(
+        self,
+        options: list[str],
+        cpus: int | None,
+        gpus: int | None,
+        memory: int | None,
+        others: Sequence[Path] = (),
+    ) -> Node:
         wanted = {"num-cpus": cpus, "num-gpus": gpus, "memory": memory, "object-store-memory": OBJECTS}
         options = [
             *options,
@@ -154,9 +165,35 @@ class Head:
         environment = {**os.environ, **self.environment, LOOPBACK: "1"}  # else a further node is refused
         environment["RAY_health_check_period_ms"] = "1000"  # a lost node is noticed after five
         environment.pop("RAY_ADDRESS", None)
-        node = Node(options, environment)
+        node = Node(options, environment, others)
         self._nodes.append(node)
         return node
+
+
+def node_here(patience: float = 0.0) -> bool:
+    """Whether a Ray node runs on this machine, or does so within so many seconds. A driver reaches its cluster through
+    one, and looks for it among the processes, as this does."""
+    deadline = time.monotonic() + patience
+    while not any(Path(argv[0]).name == "raylet" for argv in _commands()):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+NO_NODE = (  # what to do where there is none
+    "RAY_ADDRESS={address} names a cluster, but no Ray node runs on this machine, through which a driver reaches it; "
+    "start one, `ray start --address={address} --num-cpus=0` if it is not to train here (deploy/runner.sh starts one "
+    "beside the runner), or unset RAY_ADDRESS to have Ray on this machine alone."
+)
+
+
+def _commands() -> Iterator[list[str]]:
+    """The command line of every process here."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # ended this instant
+                yield (entry / "cmdline").read_text(errors="replace").split("\0")
 
 
 def _short() -> str | None:
@@ -180,8 +217,8 @@ def descendants() -> list[int]:
     return list(found - {os.getpid()})
 
 
-def keep(life_end: int, command: list[str]) -> None:
-    """Run the command until it ends or the lifeline does, then end whatever came of it."""
+def keep(life_end: int, directories: list[str], command: list[str]) -> None:
+    """Run the command until it ends or the lifeline does, then end whatever came of it and remove the directories."""
     libc, subreaper, parent_death = ctypes.CDLL(None), 36, 1
     libc.prctl(subreaper, 1, 0, 0, 0)
     for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -198,6 +235,8 @@ def keep(life_end: int, command: list[str]) -> None:
                 os.kill(pid, signal.SIGKILL)
         _ended(child.pid)
         time.sleep(0.01)
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _ended(child: int) -> bool:
@@ -210,4 +249,4 @@ def _ended(child: int) -> bool:
 
 
 if __name__ == "__main__":
-    keep(int(sys.argv[1]), sys.argv[2:])
+    keep(int(sys.argv[1]), sys.argv[2].split(os.pathsep), sys.argv[3:])

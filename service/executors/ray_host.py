@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import time
@@ -43,6 +44,10 @@ class Host:
         self._pulled: set[str] = set()
         self._working: set[str] = set()
         self._words: dict[str, str] = {}
+
+    def ready(self) -> None:
+        """Be here, with what makes the controller imported."""
+        importlib.import_module("service.planning")
 
     def begin(self, make: Callable[[], Controller]) -> None:
         self._controller = make()

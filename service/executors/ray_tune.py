@@ -6,13 +6,12 @@
 
 One Tune trial is one slot, not one trial of the search: a slot pulls a bundle in milliseconds, where a Tune trial
 costs a tenth of a second or more. `SlotSearcher` yields a new slot whenever fewer live than are wanted, so a slot that
-died is replaced and the number of workers can change while the search runs. The only file that imports ray.
+died is replaced and the number of workers can change while the search runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import tempfile
@@ -33,14 +32,19 @@ os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a slot works where the user's code
 
 import ray
 from ray import tune
-from ray.exceptions import AuthenticationError, RayActorError, RayError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ActorUnavailableError,
+    RayActorError,
+    RpcError,
+    RuntimeEnvSetupError,
+)
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.controller import Controller, Done, Progress, SearchFailed
-from service.executors.ray_host import CALLS, SEATS, Host, Left, end_with_parent
+from service.executors.ray_connection import hired
+from service.executors.ray_host import Left, end_with_parent
 from service.executors.worker import How, Worker, attend
 from service.slot import Assignment, serve
 from trials.allocator import keep_freed_memory
@@ -50,17 +54,15 @@ from trials.records import Bundle, Outcome
 MOST_EARLY_DEATHS = 3  # slots in a row that end in an error before they pull anything
 NOTICE = 20.0  # seconds within which Ray notices that a node is gone, and so explains such deaths
 GRACE = 10.0  # seconds that running bundles get after a stop
-AHEAD = 4  # slots' processes that are started before Tune asks for them
 IDLE = 0.25  # seconds before a slot for which there is nothing asks again
-_SHARED = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}  # what Tune sets: the same for all, so that processes
-# that wait can be used for any of them
-
-
-_waiting: list[Any] = []  # hosts without a controller
 
 
 class ControllerGone(RuntimeError):
     """The process of the controller ended. Nothing is lost: the search can be resumed from its log."""
+
+
+class ClusterLost(ConnectionError):
+    """The cluster does not answer any more. Nothing is lost: the search can be resumed where there is one."""
 
 
 class RemoteController:
@@ -72,6 +74,9 @@ class RemoteController:
     def _call(self, verb: str, *args: Any) -> Any:
         try:
             return ray.get(getattr(self.actor, verb).remote(*args))
+        except (ActorUnavailableError, RpcError) as error:
+            said = f"{error}".partition("\n")[0]
+            raise ClusterLost(f"the Ray cluster does not answer any more ({said}); resume the search.") from None
         except RayActorError as error:
             raise ControllerGone(
                 f"the process of the search's controller ended ({error}); resume the search."
@@ -147,7 +152,7 @@ def slot(config: dict[str, Any], actor: Any = None, job: Assignment | None = Non
     except Exception:
         controller.say(name, traceback.format_exc())
         raise
-    serve(controller, search, trainer, f"{name}-{os.getpid()}")
+    serve(controller, search, trainer, f"{name}-{os.getpid()}", job.checkpoint_every)
 
 
 def _in_child(name: str, controller: RemoteController, job: Assignment) -> None:
@@ -294,11 +299,9 @@ class RayWorkers:
         self.cpus, self.gpus = cpus, gpus
         self.job = replace(job, directory="") if runtime_env and "working_dir" in runtime_env else job
         self._error: BaseException | None = None
-        actor, self._started = _hired(math.ceil(workers * cpus), runtime_env)
+        actor, self._started = hired(workers, cpus, runtime_env)
         self.controller = RemoteController(actor)
         try:
-            if self._started:  # else the processes would outlast us, in somebody else's Ray
-                _imported(min(workers, AHEAD), cpus)  # while the controller is made
             self.controller.begin(make)
         except BaseException as error:
             self.shutdown()
@@ -315,11 +318,14 @@ class RayWorkers:
             fit.join(0.1)
         if self._searcher.over:
             fit.join(GRACE)
-        elif self._searcher.why:
-            raise SearchFailed(self._searcher.why)
-        elif isinstance(self._error, ControllerGone):
+            return
+        if isinstance(self._error, ControllerGone | ClusterLost):
             raise self._error
-        elif self._error is not None:
+        if self._searcher.why or self._error is not None:
+            self.controller.over()  # raises where the cluster is what failed
+        if self._searcher.why:
+            raise SearchFailed(self._searcher.why)
+        if self._error is not None:
             raise SearchFailed(f"Ray Tune failed: {self._error}") from self._error
 
     def scale(self, workers: int) -> None:
@@ -383,101 +389,6 @@ def room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     elif gpus:
         rooms.append(math.floor(resources.get("GPU", 0) / gpus))
     return min(rooms, default=0)
-
-
-# -- the connection ----------------------------------------------------------------------------------------------------
-
-
-def connect(cpus: int, runtime_env: Mapping[str, Any] | None = None) -> bool:
-    """Connect to the cluster that RAY_ADDRESS names, or start one in this process. Returns whether that was needed."""
-    given = dict(runtime_env or {})
-    if ray.is_initialized():
-        if given:
-            raise SearchFailed(
-                "Ray is at work in this process already and cannot give another search its code; "
-                "run each search in a process of its own."
-            )
-        return False
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {**given, "env_vars": {**given.get("env_vars", {}), **_SHARED}},
-    }
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        ray.init(num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **options)
-    else:
-        _join(address, options)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a slot that died is replaced, and told of elsewhere
-    return True
-
-
-def warm() -> None:
-    """Connect ahead of time and have processes ready, for the first search here that brings no code of its own."""
-    connect(1)
-    _waiting.append(_host())
-    ray.get([_waiting[-1].live.remote(), *_imported(1, 1)])
-
-
-def _hired(cpus: int, runtime_env: Mapping[str, Any] | None) -> tuple[Any, bool]:
-    """A host for a controller, and whether the connection is ours to end."""
-    if _waiting and not runtime_env:
-        actor = _waiting.pop()
-        with contextlib.suppress(RayError):
-            ray.get(actor.live.remote())
-            return actor, True
-    if _waiting or not ray.is_initialized():
-        _waiting.clear()
-        ray.shutdown()
-    started = connect(cpus, runtime_env)
-    return _host(), started
-
-
-def _host() -> Any:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_concurrency": SEATS + CALLS, "scheduling_strategy": here}
-    return ray.remote(Host).options(**options).remote()
-
-
-def _imported(processes: int, cpus: float) -> list[Any]:
-    """Have so many processes import what a slot needs; Ray gives them to the actors that Tune asks for."""
-    load = ray.remote(_load).options(num_cpus=cpus, max_retries=0)
-    return [load.remote() for _ in range(processes)]
-
-
-def _load() -> int:
-    time.sleep(0.2)  # so that each has a process of its own; this module is imported already, and all that it needs
-    return os.getpid()
-
-
-def _join(address: str, options: Mapping[str, Any]) -> None:
-    try:
-        with _patience(5):
-            ray.init(address=address, **options)
-    except (AuthenticationError, ConnectionError) as error:
-        ray.shutdown()
-        if isinstance(error, AuthenticationError) or "InvalidAuthToken" in f"{error.__cause__}":
-            raise SearchFailed(
-                f"the Ray cluster at RAY_ADDRESS={address} refuses us: its token is missing or another one; "
-                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token."
-            ) from None
-        raise ConnectionError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); "
-            "start it, or unset RAY_ADDRESS to use this machine."
-        ) from None
-
-
-@contextlib.contextmanager
-def _patience(seconds: int) -> Iterator[None]:
-    """How long Ray tries to reach a head, which is 20 seconds otherwise even where the answer is no."""
-    name = "RAY_gcs_server_port_wait_time_s"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, str(seconds))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def _nodes() -> list[dict[str, Any]]:

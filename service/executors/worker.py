@@ -32,14 +32,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from service.controller import Done
+from service.progress import Done
 from service.slot import Assignment, Source, serve
 from trials.allocator import keep_freed_memory
 from trials.records import Bundle, Outcome
 from trials.said import keep_in
 
 LAST_GASP = 2.0  # seconds that a worker whose pipe has ended gets to end too, and so to say how it ended
-LOOK = 0.1  # seconds between looks at whether a silent worker lives, is late, or is to stop
+LOOK = 0.25  # seconds between looks at whether a silent worker lives, is late, or is to stop
+SOON = ("pandas", "sklearn.datasets")  # what the first Arrow table and the first bundled task would import
 
 
 class Desk(Source, Protocol):
@@ -280,8 +281,10 @@ def main(pipe_fd: int, life_end: int) -> None:
     keep_in(1)
     keep_freed_memory()  # a convolution's buffers are large; a fifth of a step can be spent on getting them back
     pipe = Connection(pipe_fd)
-    importlib.import_module("pandas")  # which the first Arrow table would import: better while it may be waiting
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        for module in SOON:
+            if not pipe.poll():  # nobody waits for it
+                importlib.import_module(module)
         while True:
             assignment, name = pipe.recv()
             search, trainer = assignment.open()

@@ -26,13 +26,15 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds after a failure; each in a row
 
 @dataclass
 class Charge:
-    """`lost`: somebody else may have it; `stopping`: its driver was told to hand it back; `slots`: what its driver was
+    """`adrift`: the board has no lease of it, nor anybody else, so that its driver works on until it is claimed again;
+    `lost`: somebody else has it; `stopping`: its driver was told to hand it back; `slots`: what its driver was
     told; `finished`: trials that had ended when it was claimed, None while that is not known."""
 
     job: Job
     search: SearchStore
     driver: Driver
     slots: int | None = None
+    adrift: bool = False
     lost: bool = False
     stopping: bool = False
     settled: bool = False
@@ -42,8 +44,8 @@ class Charge:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def renew(self, board: Board, ttl: float) -> None:
-        """Keep the lease, where it is time to: each fifth of `ttl`, or soon after news. A lost one ends the driver.
-        Raises `Unreachable`."""
+        """Keep the lease, where it is time to: each fifth of `ttl`, or soon after news. Where the search has become
+        somebody else's, its driver ends. Raises `Unreachable`."""
         with self._lock:
             progress, since = self.driver.progress, time.monotonic() - self._renewed
             if self.settled or self.lost or not (since >= ttl / 5 or (progress is not self._shown and since >= NEWS)):
@@ -52,11 +54,26 @@ class Charge:
                 self.finished = int(progress["finished"])
             try:
                 self.job = board.renew(self.job.id, self.job.epoch, ttl, progress or None)
-                self._shown, self._renewed = progress, time.monotonic()
+                self._shown, self._renewed, self.adrift = progress, time.monotonic(), False
             except (LeaseLost, NotFound):
-                self.lost = True
+                self.lost = self._is_elsewhere(board)
+                self.adrift, self._renewed = not self.lost, time.monotonic()
         if self.lost:
             self.driver.kill()
+
+    def _is_elsewhere(self, board: Board) -> bool:
+        """Whether somebody else has it. Else the lease ran out while the board did not answer, or the board forgot
+        everything: the driver may work on, for the store's own lease is its."""
+        try:
+            job = board.get(self.job.id)
+        except NotFound:
+            return False
+        return job.leased and job.runner != self.job.runner
+
+    def again(self, job: Job) -> None:
+        """Take it up with a new lease, claimed while it was adrift; its driver has noticed nothing."""
+        with self._lock:
+            self.job, self.adrift, self._renewed, self._shown = job, False, time.monotonic(), {}
 
     def mirror(self, board: Board) -> None:
         """Tell the board of a goal that the store knows and it does not: whoever changed it may not have come so far.
@@ -89,9 +106,13 @@ class Charge:
     def _settle(self, board: Board, end: dict[str, Any]) -> str:
         name, epoch, state, why = self.job.id, self.job.epoch, end["ended"], end.get("why", "")
         if state in ("complete", "failed"):
-            board.finish(name, epoch, over=state, why=why, goal=end["goal"])
+            board.finish(name, epoch, over=state, why=why, goal=self._answered(end["goal"]))
         elif state in ("paused", "stopped", "cancelled"):
-            board.finish(name, epoch, goal=end["goal"])
+            if self.job.wanted == "run" and (last := self._answered(end["goal"])) > end["goal"]:
+                why = f"version {last} of its goal cannot be read, so it stays {state}; change it anew"
+                board.fail(name, epoch, why=why, delay=LONGEST_DELAY, blame=False)
+            else:
+                board.finish(name, epoch, goal=end["goal"])
         elif state == "held":
             board.fail(name, epoch, why=why, delay=HELD, blame=False)
         elif self.stopping:
@@ -100,6 +121,15 @@ class Charge:
         else:
             return self._failed(board, why or f"its driver ended as {state} unasked")
         return f"{state}: {why}" if why else str(state)
+
+    def _answered(self, goal: int) -> int:
+        """The version that an end under `goal` answers: later ones that cannot be read too, for nobody can follow
+        them. The board may know of one, and would have the search driven again and again."""
+        last = self.search.goal_version()  # looked at first: what is wanted after that is not answered
+        try:
+            return max(goal, last) if wanted(self.search).version <= goal else goal
+        except Damaged:
+            return goal
 
     def _failed(self, board: Board, why: str) -> str:
         """One more failure. A driver that got trials done before it died is no reason to give a search up."""

@@ -9,9 +9,10 @@ It imports what is slow, says that it is ready, and waits for one line of orders
     > {"stop": true}                                        hand the search back: it ends as interrupted
     < {"ended": "complete", "why": "", "goal": 2}           nothing follows; `goal` is the version that it ended with
 
-`ended` is complete, failed, interrupted, paused, stopped or cancelled; held, where another process has the search; or
-crashed, for what should not happen (its traceback is on stderr). When stdin ends the runner is dead, and so is this
-process at once: nothing is left behind that trains. What the user's code prints goes to stderr.
+`ended` is complete, failed, interrupted, paused, stopped or cancelled; held, where another process has the search, or
+its cluster or disk is away; or crashed, for what should not happen (its traceback is on stderr). When stdin ends the
+runner is dead, and so is this process at once: nothing is left behind that trains. What the user's code prints goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ def drive(
         return {"ended": "failed", "why": "\n".join(error.faults), "goal": goal}
     except Held as error:
         return {"ended": "held", "why": str(error), "goal": goal}
+    except OSError as error:  # a cluster, or the store's disk, that is away: it may come back
+        return {"ended": "held", "why": f"it cannot be reached now: {error}", "goal": goal}
     except (Damaged, NotFound, SearchFailed) as error:
         return {"ended": "failed", "why": str(error), "goal": goal}
     except BaseException as error:

@@ -25,6 +25,7 @@ from service.runner.fence import DRIVE
 
 COMMAND = (sys.executable, "-u", "-m", DRIVE)
 LOG_BYTES = 1 << 20  # of one file of what a driver says; the one before it is kept
+SECRETS = ("CONTINUA_BOARD", "CONTINUA_TOKEN", "CONTINUA_TOKEN_FILE")
 WORDS = 2000  # bytes of what it said last that a failure quotes
 
 
@@ -44,10 +45,13 @@ class Driver:
         self.heard = time.monotonic()
         self._words = b""
         self._log: Path | None = None
-        self._reaping = threading.Lock()
-        self._listener = threading.Thread(target=self._take_words, name="words", daemon=True)
-        self._listener.start()
-        threading.Thread(target=self._read, name="driver", daemon=True).start()
+        self._reaping, self._ours = threading.Lock(), False
+        self._listeners = [
+            threading.Thread(target=listen, name=name, daemon=True)
+            for name, listen in (("words", self._take_words), ("driver", self._read))
+        ]
+        for thread in (*self._listeners, threading.Thread(target=self._reap, name="reaper", daemon=True)):
+            thread.start()
 
     @classmethod
     def start(cls, executor: str, *, news: Callable[[], None], environment: Mapping[str, str] | None = None) -> Driver:
@@ -57,7 +61,7 @@ class Driver:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
+            env={**_harmless(os.environ), **(environment or {})},
             start_new_session=True,  # Ctrl-C is the runner's to handle, and whatever it started ends with it
         )
         return cls(process, news)
@@ -76,6 +80,10 @@ class Driver:
 
     def kill(self) -> None:
         """End it and what it started, at once."""
+        self._ours = True
+        self._end()
+
+    def _end(self) -> None:
         with self._reaping:
             if self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -85,21 +93,25 @@ class Driver:
     def how(self) -> str:
         """How a process that said nothing of its end came to it, and what it said last."""
         said = self._words.decode(errors="replace").strip().rpartition("\n")[2]
-        return f"its driver ended ({_code(self.process.returncode)}); it last said: {said or 'nothing'}"
+        ended = "by its runner" if self._ours else _code(self.process.returncode)
+        return f"its driver ended ({ended}); it last said: {said or 'nothing'}"
 
     def _read(self) -> None:
-        assert self.process.stdin is not None
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with contextlib.suppress(ValueError):
-                self._take(json.loads(line))
+        with self.process.stdout as pipe:
+            for line in pipe:
+                with contextlib.suppress(ValueError):
+                    self._take(json.loads(line))
+
+    def _reap(self) -> None:
+        assert self.process.stdin is not None
         with contextlib.suppress(ChildProcessError):  # `kill` was first
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # its number stays its group's until then
-        self.kill()
-        self._listener.join(1.0)  # what it started and left may hold on to stderr
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        self._end()
+        for thread in self._listeners:
+            thread.join(1.0)  # what the user's code forked and left may hold on to a pipe for ever
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         self.over = True
         self._news()
 
@@ -119,6 +131,11 @@ class Driver:
                 if self._log is not None:
                     with contextlib.suppress(OSError):  # a full disk is no reason to end a search here
                         _append(self._log, said)
+
+
+def _harmless(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what opens the board and the API: the user's code runs in drivers and workers."""
+    return {name: value for name, value in environment.items() if name not in SECRETS}
 
 
 def _append(log: Path, said: bytes) -> None:

@@ -7,9 +7,9 @@ Whatever dies, nothing acknowledged is lost, for it is in the store:
 - a driver: the search is handed back and claimed again after a delay that grows; the fifth failure without a trial
   between them ends it as failed, with the driver's last words;
 - the runner: its drivers end with it, the leases run out, and another runner goes on;
-- the board: drivers work on while it does not answer. Their leases may run out meanwhile, and the searches be given to
-  others; then two drivers may stand on one search for a moment, of which the store's lease lets one write.
-  The first renewal that is answered with `LeaseLost` ends the driver at once, and nothing is reported of it.
+- the board: drivers work on while it does not answer, and when their leases have run out meanwhile or all is
+  forgotten; then the searches are posted anew and claimed again, mostly by the same runner. A search that another one
+  has by then ends the driver here at once, and nothing is reported of it: the store's lease lets one of them write.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ POLL, IDLE = 0.05, 0.25  # seconds between looks at the board: after something h
 TELL = 1.0  # seconds between looks at goals and slots
 REBUILD = 30.0  # seconds between looks for what the store has and the board lacks
 SPARE = 2.0  # seconds after which a driver is made ready for the next search, so as not to slow the last one's start
+MODESTY = 0.4  # seconds after a claim in which idle runners have the first choice
 SILENCE = 300.0  # seconds after which a driver that says nothing is held to hang
 RUNNING = ("running", "pausing", "stopping", "cancelling")
 PAGE = 500
@@ -78,7 +79,7 @@ class Runner:
         self._charges: dict[str, Charge] = {}
         self._spare: Driver | None = None
         self._news, self._over = threading.Event(), threading.Event()
-        self._due = {"rebuild": 0.0, "tell": 0.0, "spare": 0.0}
+        self._due = {"rebuild": 0.0, "tell": 0.0, "spare": 0.0, "claim": 0.0}
         self._trouble = ""
         self._skipped: set[str] = set()
 
@@ -115,9 +116,12 @@ class Runner:
     def _turn(self) -> bool:
         """Everything that may be to do now; whether anything was."""
         busy = self._settle()
-        if self._is_due("rebuild", REBUILD) and (count := rebuild(self.store, self.board, skipped=self._skip)):
+        adrift = any(charge.adrift for charge in self._charges.values())
+        if self._is_due("rebuild", TELL if adrift else REBUILD) and (
+            count := rebuild(self.store, self.board, skipped=self._skip)
+        ):
             self.say(f"brought {count} searches of the store to the board")
-        while len(self._charges) < self.searches and self._claim():
+        while self._has_room() and self._claim():
             busy = True
         if self._is_due("tell", TELL):
             for charge in self._charges.values():
@@ -127,6 +131,13 @@ class Runner:
         self._make_spare()
         return busy
 
+    def _has_room(self) -> bool:
+        """Whether to look for one search more; one that has some leaves the next to those that are idle, for a moment.
+        What is adrift is looked for at once."""
+        held = sum(not charge.adrift for charge in self._charges.values())
+        patient = held < len(self._charges) or not held or time.monotonic() >= self._due["claim"]
+        return held < self.searches and patient
+
     def _make_spare(self) -> None:
         """Have a driver ready for the next search, but not at the cost of those that are starting."""
         if not all(charge.driver.ready for charge in self._charges.values()):
@@ -135,6 +146,7 @@ class Runner:
             self._spare = self._start()
 
     def _is_due(self, what: str, every: float) -> bool:
+        self._due[what] = min(self._due[what], time.monotonic() + every)
         if time.monotonic() < self._due[what]:
             return False
         self._due[what] = time.monotonic() + every
@@ -152,6 +164,11 @@ class Runner:
         job = self.board.claim(self.name, self.ttl, quotas=self.quotas or None)
         if job is None:
             return False
+        self._due["claim"] = time.monotonic() + MODESTY
+        if job.id in self._charges:
+            self._charges[job.id].again(job)
+            self.say(f"{job.id}: claimed again (epoch {job.epoch}); its driver worked on")
+            return True
         with contextlib.suppress(LeaseLost, NotFound):
             self._begin(job)
         return True

@@ -3,7 +3,7 @@
     >>> sampler = make_sampler("tpe", space, seed=0, mode="min")
     >>> asked = sampler.ask(history, n=16, generation=3)
 
-optuna is imported in `tpe` and `cmaes` alone.
+Importing this package loads neither torch nor optuna: what asks with more than numpy is imported when it is made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces import Space
-from service.samplers.capacity import CapacitySampler
 from service.samplers.contract import Asked, Excess, History, NoRoom, Sampler, always_feasible
 from service.samplers.listed import ListedSampler
 from service.samplers.random import RandomSampler
@@ -41,6 +40,8 @@ def make_sampler(
 
         return CMAESSampler(space, seed=seed, mode=mode, excess=excess, **(options or {}))
     if kind == "capacity":
+        from service.samplers.capacity import CapacitySampler
+
         return CapacitySampler(space, seed=seed, mode=mode, excess=excess, **(options or {}))
     raise ValueError(f"unknown sampler {kind!r}; known: {', '.join(SAMPLERS)}")
 
@@ -48,7 +49,6 @@ def make_sampler(
 __all__ = [
     "SAMPLERS",
     "Asked",
-    "CapacitySampler",
     "History",
     "ListedSampler",
     "NoRoom",

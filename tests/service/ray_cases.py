@@ -19,10 +19,12 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import json, sys
 from pathlib import Path
+import service.driver
 from service.driver import resume
 from trials.store import Store
 
-root, search_id, directory, runtime_env = sys.argv[1:]
+root, search_id, directory, runtime_env, every = sys.argv[1:]
+service.driver.CHECKPOINT_EVERY = float(every)
 environment = json.loads(runtime_env)
 result = resume(Store(root), search_id, executor="ray", directory=Path(directory), runtime_env=environment)
 print(result.state)
@@ -52,12 +54,19 @@ def created(store: Store, name: str, directory: Path, **spec: Any) -> SearchStor
 
 @contextmanager
 def driven(
-    head: Head, store: Store, search: SearchStore, directory: Path, runtime_env: Mapping[str, Any] | None = None
+    head: Head,
+    store: Store,
+    search: SearchStore,
+    directory: Path,
+    runtime_env: Mapping[str, Any] | None = None,
+    checkpoint_every: float = 10.0,
+    stderr: int | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """A driver of that search on that cluster; ended on leaving."""
-    argv = [sys.executable, "-c", DRIVER, str(store.root), search.id, str(directory), json.dumps(runtime_env)]
+    told = [str(store.root), search.id, str(directory), json.dumps(runtime_env), str(checkpoint_every)]
+    argv = [sys.executable, "-c", DRIVER, *told]
     environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1"}
-    driver = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         yield driver
     finally:

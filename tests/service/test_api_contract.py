@@ -25,7 +25,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with api_at(tmp_path_factory.mktemp("contract")) as found:
         spec = {**SPEC, "objective": {"metric": "val_error", "mode": "min"}}
         values = [(Ending.COMPLETE, 0.5), (Ending.ERROR, None), (Ending.COMPLETE, 0.25)]
-        run_by_hand(found.store.create("digits-width-3fa2b1", {"name": "x", "spec": spec}), values)
+        run_by_hand(found.store.create("digits-width-3fa2b1", {"name": "x", "spec": spec}), values, end="")
         yield found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cli_cases import OBJECTIVE, QUIET, failing, strict
 
@@ -21,6 +22,7 @@ from service.client import Client
 pytestmark = pytest.mark.timeout(900)
 PATIENCE = 240.0  # seconds; an upper guard, for machines that do much else
 ROOT = Path(__file__).parents[2]
+MORE = ("--allow-host", "searches.example.org", "--quota", "nobody=1")
 
 
 class Service:
@@ -45,7 +47,7 @@ class Service:
         self.log = home / "up.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "up", "--port", "0", "--searches", "2"],
+                [sys.executable, "-m", "service.cli", "up", "--port", "0", "--searches", "2", *MORE],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -140,7 +142,11 @@ def test_a_search_is_submitted_waited_for_and_looked_at(service: Service, run: R
     assert run("query", sql, *at) == run("query", sql)
     assert run("best", search[:-2], *at) == run("best", search)
     shown = run("show", search)
-    assert set(found) <= set(run("show", search, *at))
+    assert set(found) <= set(shown) == set(run("show", search, *at))
+    assert {key: shown[key] for key in ("submitter", "wanted", "metric", "mode", "damaged")} == {
+        key: run("show", search, *at)[key] for key in ("submitter", "wanted", "metric", "mode", "damaged")
+    }
+    assert {row["search_id"]: row for row in run("list")}[search] == row
     assert {key: shown[key] for key in ("state", "trials", "best", "spent")} == {
         key: found[key] for key in ("state", "trials", "best", "spent")
     }
@@ -149,6 +155,11 @@ def test_a_search_is_submitted_waited_for_and_looked_at(service: Service, run: R
     assert [event["data"]["state"] for event in events if event["event"] == "state"][-1] == "complete"
     with Client(service.url) as client:
         assert client.search(search).trials()["ending"].to_pylist() == ["complete"] * 6
+
+
+def test_it_goes_by_the_names_that_it_is_told(service: Service) -> None:
+    for host, status in (("searches.example.org", 200), ("other.example.org", 421)):
+        assert httpx.get(f"{service.url}/healthz", headers={"Host": host}).status_code == status
 
 
 def test_a_search_is_paused_scaled_resumed_and_extended(service: Service, run: Run) -> None:

@@ -131,6 +131,39 @@ def test_a_run_of_equal_errors_stops_the_search_and_it_can_be_resumed(search):
     assert again.endings == {"error": progress.finished, "complete": 100 - progress.finished}
 
 
+def test_a_run_of_trials_that_take_too_long_stops_the_search(search):
+    """Each may have said something else before it was ended, and none did its work."""
+    controller = controlled(search, budgets=Budgets(trials=100), lanes=1)
+    ended = 0
+    while isinstance(controller.pull(f"w-{ended}", timeout=10), Bundle):
+        controller.overdue(f"w-{ended}", f"it took longer than trial_seconds=1; it last said: at\nstep {ended}")
+        ended += 1
+    assert ended == EQUAL_ERRORS
+    progress = controller.progress()
+    assert progress.endings == {"timeout": EQUAL_ERRORS}
+    assert not progress.done
+    assert progress.failure == (
+        "the last 16 trials all ended in the same error: it took longer than trial_seconds=1; it last said: at "
+        "Mend its cause, then resume the search."
+    )
+    again = Crew(controlled(search, 2, budgets=Budgets(trials=100))).run().controller.progress()
+    assert again.endings == {"timeout": EQUAL_ERRORS, "complete": 100 - EQUAL_ERRORS}
+
+
+def test_a_trial_that_takes_too_long_now_and_then_stops_nothing(search):
+    controller = controlled(search, budgets=Budgets(trials=2 * EQUAL_ERRORS + 2), lanes=1)
+    crew = Crew(controller)
+    for number in range(2 * EQUAL_ERRORS + 2):
+        bundle = controller.pull(f"w-{number}", timeout=10)
+        if number % EQUAL_ERRORS:
+            controller.overdue(f"w-{number}", "it took longer")
+        else:
+            crew.store(bundle, crew.outcomes(bundle))
+            controller.finish(bundle, crew.outcomes(bundle))
+    assert controller.pull("w", timeout=10) is Done.DONE
+    assert controller.progress().failure is None
+
+
 def test_errors_between_successes_stop_nothing(search):
     ending = lambda _, number: Ending.COMPLETE if number % 10 == 0 else Ending.ERROR  # noqa: E731
     crew = Crew(controlled(search, budgets=Budgets(trials=60), batch=10, lanes=1), workers=1, ending=ending).run()

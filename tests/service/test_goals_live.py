@@ -35,6 +35,10 @@ def slow(trial):
 def endless(trial):
     time.sleep(600)
 
+def long(trial):
+    time.sleep(2.0)
+    return quick(trial)
+
 def talkative(trial):
     print("trial", trial.number)
     subprocess.run(["echo", "and its child"], check=True)
@@ -184,6 +188,7 @@ def test_a_search_grows_and_shrinks_while_it_runs_and_is_stopped(driving):
     assert not [event for event in one.search.log() if event.kind == "failed"]
 
 
+@pytest.mark.long
 def test_slots_bound_the_workers(driving):
     """Whoever starts a driver may have less room than its goal wants."""
     slots = [1]
@@ -209,7 +214,7 @@ def test_slots_bound_the_workers(driving):
 
 
 def test_a_paused_search_waits_and_goes_on_as_if_nothing_had_been(driving, code, tmp_path):
-    one = driving(spec_of(trials=24, workers=2))
+    one = driving(spec_of(trials=24))
     until(lambda: told(one.search) >= 5)
     change(one.search, Edit(verb="pause"))
     result = one.result()
@@ -240,6 +245,30 @@ def test_a_cancelled_search_ends_what_runs(driving):
     assert told(one.search) == 0
 
 
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+def test_a_search_that_is_resumed_before_its_crew_has_left_goes_on(driving, verb):
+    one = driving(spec_of("long", 3))
+    until(lambda: one.search.attempts())
+    change(one.search, Edit(verb=verb))
+    until(lambda: any(event.kind == "goal" for event in one.search.log()))  # the crew is on its way home
+    change(one.search, Edit(verb="resume"))
+    result = one.result()
+    assert (result.state, result.goal) == ("complete", 2)
+    assert told(one.search) == 3
+    right(one.search)
+    states = [event.body["state"] for event in one.search.log() if event.kind == "state"]
+    assert states == ["running", {"pause": "paused", "cancel": "cancelled"}[verb], "running", "complete"]
+
+
+def test_a_crew_that_takes_its_time_to_leave_can_be_hurried(driving):
+    one = driving(spec_of("endless", 2))
+    until(lambda: one.search.attempts())
+    change(one.search, Edit(verb="pause"))
+    until(lambda: any(event.kind == "goal" for event in one.search.log()))
+    change(one.search, Edit(verb="cancel"))
+    assert one.result().state == "cancelled"
+
+
 # -- extend and narrow -------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +283,7 @@ def test_a_complete_search_that_is_extended_knows_what_it_knew(driving, code, tm
 
 
 def test_a_running_search_is_extended_and_narrowed(driving):
-    one = driving(spec_of(trials=60, workers=2))
+    one = driving(spec_of(trials=60), executor="here")
     until(lambda: told(one.search) >= 2)
     change(one.search, Edit(verb="narrow", space={"x": {"high": 0.5}}))
     change(one.search, Edit(verb="extend", budget={"trials": "+4"}))

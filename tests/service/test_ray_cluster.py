@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from ray_cases import ROOT, until
 
-from service.executors.ray_cluster import Head, Node, NotStarted
+from service.executors.ray_cluster import Head, Node, NotStarted, node_here
 
 OWNER = """
 import sys
 from service.executors.ray_cluster import Head
 head = Head(cpus=1)
-print(head.address, flush=True)
+print(head.address, head._nodes[0].directory, head.environment["RAY_AUTH_TOKEN_PATH"], flush=True)
 sys.stdin.read()
 """
 CLIENT = """
 from service.controller import SearchFailed
-from service.executors.ray_tune import connect
+from service.executors.ray_connection import connect
 try:
     connect(1)
 except SearchFailed as error:
@@ -125,13 +125,23 @@ def test_nothing_outlives_a_killed_owner():
     owner = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert owner.stdout is not None
-        assert owner.stdout.readline().startswith(b"127.0.0.1:")
+        address, *places = owner.stdout.readline().decode().split()
+        assert address.startswith("127.0.0.1:")
+        assert all(Path(place).exists() for place in places)
         theirs = below(owner.pid)
         assert len(theirs) >= 4
     finally:
         owner.kill()
         owner.communicate()
     until(lambda: not living(theirs), 20)
+    assert not any(Path(place).exists() for place in places)
+    assert not Path(places[1]).parent.exists()
+
+
+def test_a_node_of_this_machine_is_found(head, monkeypatch):
+    assert node_here()
+    monkeypatch.setattr("service.executors.ray_cluster._commands", lambda: iter([["/bin/sh", "raylet"], [""]]))
+    assert not node_here()
 
 
 def test_nothing_outlives_a_killed_keeper(head):

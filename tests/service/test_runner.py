@@ -91,6 +91,7 @@ def test_what_the_users_code_prints_stays_out_of_the_channel(place, drive):
     exact(search, 4)
 
 
+@pytest.mark.long
 def test_a_driver_ends_with_its_runner_and_so_do_its_workers(place, drive):
     search = place.submit("blocked", "blocked")
     process = drive(search)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -138,6 +139,34 @@ def test_a_goal_that_moved_on_is_worked_for(place, start):
     assert place.board.get("a").workers == 3
 
 
+def damaged(place: Place, search: SearchStore, *verbs: str) -> None:
+    """Goals of which the last cannot be read any more, though the board knows it."""
+    for verb in verbs:
+        place.edit(search, verb, **({"workers": 3} if verb == "scale" else {}))
+    path = layout.goals(search.path) / layout.goal_name(len(verbs))
+    path.write_bytes(path.read_bytes()[:-9])
+    assert search.goal_version() == place.board.get(search.id).goal == len(verbs)
+
+
+@pytest.mark.parametrize("ended", ["complete", "failed"])
+def test_a_search_whose_last_goal_is_damaged_ends_where_the_one_before_is_met(place, start, ended):
+    search = stubbed(place, "a", {"ended": ended, "why": "", "goal": 1})
+    damaged(place, search, "scale", "scale")
+    start()
+    place.until(search, ended)
+    assert runs(search) == 1
+
+
+def test_a_resumption_that_is_damaged_is_told_and_not_tried_all_the_time(place, start):
+    search = stubbed(place, "a", {"ended": "paused", "why": "", "goal": 1})
+    damaged(place, search, "pause", "resume")
+    start()
+    job = until(lambda: (found := place.board.get("a")).why and found)
+    assert "version 2 of its goal cannot be read" in job.why
+    assert job.waits > charge.LONGEST_DELAY / 2
+    assert (runs(search), job.failures) == (1, 0)
+
+
 def test_what_the_store_lacks_is_failed(place, start):
     place.board.post(Job(id="stray"))
     start()
@@ -217,6 +246,46 @@ def test_drivers_work_on_while_the_board_does_not_answer(place, start):
     assert runs(search) == 1
     assert "going on" in said
     assert place.board.get("a").epoch == job.epoch
+
+
+def test_a_board_that_forgets_everything_or_is_away_beyond_the_lease_ends_no_driver(place, start):
+    search, board = stubbed(place, "a", "wait"), Flaky(place.board)
+    _, said = start(board)
+    job = waits(place, search)
+    board.down = True
+    time.sleep(2.5)  # longer than the lease holds
+    assert not place.board.get("a").leased
+    board.down = False
+    until(lambda: place.board.get("a").leased and any("claimed again" in line for line in said))
+    assert place.board.get("a").epoch > job.epoch
+    with sqlite3.connect(place.url.removeprefix("sqlite://")) as raw:
+        for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if name != "sqlite_sequence":
+                raw.execute(f'DELETE FROM "{name}"')
+    until(lambda: sum("claimed again" in line for line in said) == 2)
+    assert place.board.get("a").leased
+    assert runs(search) == 1, "the driver that was at work went on"
+
+
+def test_idle_runners_have_the_first_choice(place, start):
+    start(name="one")
+    start(name="two")
+    searches = [stubbed(place, name, "wait") for name in "abcd"]
+    for search in searches:
+        waits(place, search)
+    assert {place.board.get(search.id).runner for search in searches} == {"one", "two"}
+
+
+def test_a_driver_does_not_see_what_opens_the_board(place, start, monkeypatch):
+    monkeypatch.setenv("CONTINUA_BOARD", "redis://:password@elsewhere")
+    monkeypatch.setenv("CONTINUA_TOKEN", "secret")
+    search = stubbed(place, "a", "wait")
+    start()
+    waits(place, search)
+    environment = Path(f"/proc/{(search.path / 'runs').read_text().strip()}/environ").read_bytes()
+    assert b"CONTINUA_STORE" in environment or b"PATH=" in environment
+    assert b"password" not in environment
+    assert b"secret" not in environment
 
 
 def test_an_ending_is_told_once_the_board_answers(place, start):

@@ -16,7 +16,8 @@ import pytest
 
 from search_spaces import Invalid, Point, Space
 from service.cli import main
-from service.samplers import CapacitySampler, History, Sampler, make_sampler
+from service.samplers import History, Sampler, make_sampler
+from service.samplers.capacity import CapacitySampler
 from service.samplers.contract import Known
 from service.samplers.numbers import Numbers, recommended
 from service.spec import Sampler as Declared

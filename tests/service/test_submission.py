@@ -99,7 +99,7 @@ def test_a_file_of_the_workers_may_be_named(store: Store, board: Any) -> None:
 @pytest.mark.parametrize(
     ("objective", "expected"),
     [
-        ({}, ("auto", "min")),
+        ({}, ("val_error", "min")),
         ({"metric": "val_accuracy"}, ("val_accuracy", "max")),
         ({"metric": "val_r2"}, ("val_r2", "max")),
         ({"metric": "val_loss"}, ("val_loss", "min")),
@@ -108,6 +108,23 @@ def test_a_file_of_the_workers_may_be_named(store: Store, board: Any) -> None:
 )
 def test_which_way_is_better_is_stored(store: Store, board: Any, objective: Any, expected: tuple[str, str]) -> None:
     job, _ = submit(store, board, {**SPEC, "objective": objective})
+    found = store.search(job.id).spec()["spec"]["objective"]
+    assert (found["metric"], found["mode"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("uci/diabetes", ("val_mse", "min")),
+        ({"kind": "table", "path": "/data/cars.csv", "task": "regression"}, ("val_mse", "min")),
+        ({"kind": "table", "path": "/data/cars.csv"}, ("auto", "min")),
+        ({"kind": "images", "train": "/data/train.parquet"}, ("val_error", "min")),
+    ],
+)
+def test_a_metric_left_to_the_task_is_stored_where_no_data_is_needed(
+    store: Store, board: Any, task: Any, expected: tuple[str, str]
+) -> None:
+    job, _ = submit(store, board, {**SPEC, "task": task})
     found = store.search(job.id).spec()["spec"]["objective"]
     assert (found["metric"], found["mode"]) == expected
 
@@ -199,6 +216,22 @@ def test_a_board_that_does_not_answer_undoes_nothing(store: Store, board: Any) -
     assert rebuild(store, board) == 1
     assert board.get(job.id).status == "queued"
     assert submit(store, board, SPEC, owner="ada", key="k")[0].seq > 0
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Invalid(["board: is a file of others"])])
+def test_a_board_that_fails_after_the_search_is_durable_undoes_nothing(
+    store: Store, board: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLiteBoard, "post", fail)
+        job, new = submit(store, board, SPEC, owner="ada", priority=3, key="k")
+    assert (new, job.seq, job.status, job.owner, job.priority) == (True, 0, "queued", "ada", 3)
+    assert rebuild(store, board) == 1
+    assert (board.get(job.id).owner, board.get(job.id).priority) == ("ada", 3)
+    assert submit(store, board, SPEC, owner="ada", priority=3, key="k")[1] is False
 
 
 def test_a_repeated_request_to_a_new_board_posts_what_holds_now(store: Store, board: Any, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from service.driver import run
 from service.spec import check
 from trials.query import query
@@ -111,6 +113,7 @@ run(*check(spec, directory=directory), Store(directory / "store"), directory=dir
 """
 
 
+@pytest.mark.long
 def test_what_a_trial_started_ends_with_a_killed_driver(tmp_path):
     pids = tmp_path / "pids"
     code = OBJECTIVE.replace("trial.number == 1:", "False:").replace("trial.number == 2:", "False:")

@@ -40,7 +40,7 @@ def test_what_other_threads_say_is_not_the_trial_s(capsys):
     assert capsys.readouterr().out == "progress\nmine\n"
 
 
-def test_a_file_tells_also_what_children_said_and_holds_one_call_at_a_time(tmp_path, monkeypatch):
+def test_a_file_tells_also_what_children_said_and_what_was_said_before_stays_a_while(tmp_path, monkeypatch):
     path = tmp_path / "words"
     with path.open("w+") as file, monkeypatch.context() as patch:  # as in a worker process: all output is a file
         for name in ("stdout", "stderr"):
@@ -55,11 +55,14 @@ def test_a_file_tells_also_what_children_said_and_holds_one_call_at_a_time(tmp_p
                 os.write(sys.stdout.fileno(), b"\xff\n")
             calls.append(told())
         left = path.read_bytes()
+        patch.setattr(said, "ROOM", len(left) - 1)
         with said.listening() as told:
             print("b" * 3 * said.MOST)
         calls.append(told())
+        emptied = path.read_bytes()
     assert calls[:2] == [f"trial {turn}\nits child\n\ufffd\n" for turn in range(2)]
-    assert left == b"trial 1\nits child\n\xff\n"
+    assert left == b"trial 0\nits child\n\xff\ntrial 1\nits child\n\xff\n"
+    assert emptied == b"b" * 3 * said.MOST + b"\n"
     assert calls[2] == ("b" * 3 * said.MOST + "\n")[-said.MOST :]
 
 

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from scipy.stats import rankdata
 
 from search_spaces.faults import Invalid, unknown
 
@@ -69,7 +68,9 @@ def centred_ranks(values_P: np.ndarray) -> np.ndarray:
     """Ranks spread evenly over [-1/2, 1/2], equal values sharing their mean rank; whatever is not finite is worst
     (Salimans et al. 2017, section 2: the update is then invariant under monotone maps of the loss)."""
     finite_P = np.where(np.isfinite(values_P), values_P, np.inf)
-    return np.asarray((rankdata(finite_P) - 1.0) / max(len(finite_P) - 1, 1) - 0.5)
+    _, place_P, counts = np.unique(finite_P, return_inverse=True, return_counts=True)
+    ranks_P = (np.cumsum(counts) - (counts + 1) / 2)[place_P]
+    return np.asarray(ranks_P / max(len(finite_P) - 1, 1) - 0.5)
 
 
 def pair_samples(noise_NZ: np.ndarray, plus_N: np.ndarray, minus_N: np.ndarray, sigma: float) -> np.ndarray:

@@ -4,7 +4,7 @@
 (1079, 64)
 """
 
-from trials.tasks.catalogue import known, load
+from trials.tasks.catalogue import kind_of, known, load
 from trials.tasks.task import SPLITS, Augment, Split, Task
 
-__all__ = ["SPLITS", "Augment", "Split", "Task", "known", "load"]
+__all__ = ["SPLITS", "Augment", "Split", "Task", "kind_of", "known", "load"]

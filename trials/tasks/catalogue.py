@@ -16,7 +16,7 @@ from pathlib import Path
 
 from search_spaces.faults import Invalid, unknown
 from trials.tasks import bundled, images, tables
-from trials.tasks.declaration import SUFFIXES
+from trials.tasks.declaration import KINDS, SUFFIXES
 from trials.tasks.task import Task
 
 _WAYS = "a name such as 'uci/digits', or a mapping {kind: table, path: FILE} or {kind: images, train: FILE}"
@@ -42,8 +42,20 @@ def load(spec: str | Mapping[str, object], *, data: Path | None = None) -> Task:
     if isinstance(spec, str) and spec.lower().endswith(SUFFIXES):
         spec = {"kind": "table", "path": spec}
     if isinstance(spec, Mapping):
-        pictures = spec.get("kind") == "images" or ("train" in spec and spec.get("kind") != "table")
-        return images.load(spec, data) if pictures else tables.load(spec, data)
+        return images.load(spec, data) if _of_images(spec) else tables.load(spec, data)
     if isinstance(spec, str):
         raise Invalid([unknown("task", spec, [*known(), "a path that ends in .csv, .tsv or .parquet"], "task")])
     raise Invalid([f"task: must be {_WAYS}, but got {spec!r}."])
+
+
+def kind_of(spec: str | Mapping[str, object]) -> str | None:
+    """The kind of a task where its name or declaration says it, without its data; None where only they can."""
+    if isinstance(spec, str):
+        return bundled.LOADERS[spec][1] if spec in bundled.LOADERS else None
+    if _of_images(spec):
+        return "classification"
+    return str(spec["task"]) if spec.get("task") in KINDS else None
+
+
+def _of_images(spec: Mapping[str, object]) -> bool:
+    return spec.get("kind") == "images" or ("train" in spec and spec.get("kind") != "table")
