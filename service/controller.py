@@ -88,6 +88,7 @@ class Controller:
         self._losses: Counter[int] = Counter()
         self._settled = 0  # leading generations whose trials have all ended
         self._failure: str | None = None
+        self._unwritable = False
         self._closing = self._draining = False
         self._wall_before = self._overhead_s = 0.0
         self._began = time.monotonic()
@@ -214,6 +215,7 @@ class Controller:
                 budgets=self.budgets,
                 done=self._all_done(),
                 failure=self._failure or (self._fruitless() if self._all_done() else None),
+                unwritable=self._unwritable,
                 goal=self.goal.version,
             )
 
@@ -261,6 +263,7 @@ class Controller:
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._failure = f"the store cannot be written ({reason}); mend that, then resume the search."
+                self._unwritable = True
             finally:
                 with self._changed:
                     self._changed.notify_all()

@@ -33,7 +33,8 @@ class SearchFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a search is; `goal` is the version of its goal that is followed."""
+    """How far a search is; `goal` is the version of its goal that is followed. `unwritable`: it failed as its store could
+    not be written, which may pass."""
 
     asked: int
     endings: dict[str, int]
@@ -45,6 +46,7 @@ class Progress:
     done: bool
     failure: str | None
     goal: int = 0
+    unwritable: bool = False
 
     @property
     def finished(self) -> int:

@@ -97,7 +97,8 @@ def train_and_store(
     for record in trainer.train(bundle, worker=worker, start=start, checkpoint_every=checkpoint_every):
         if isinstance(record, Checkpoint):
             writer.flush()  # whoever goes on from it does not report those steps again
-            search.save_checkpoint(record)
+            with contextlib.suppress(OSError):  # what would be saved is time alone, and no reason to end here
+                search.save_checkpoint(record)
             flushed = time.monotonic()
             continue
         writer.append(record)

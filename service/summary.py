@@ -96,7 +96,7 @@ def summary(search: SearchStore, store: Store | None = None) -> dict[str, Any]:
         "state": search.state(events),
         "why": next((e.body.get("why") for e in reversed(events) if e.kind == "state"), None),
         "owner": owner,
-        "created": events[0].time if events else search.path.stat().st_mtime,
+        "created": search.created(events, document),
         "metric": metric,
         "mode": objective.get("mode"),
         "goal": dict(goal.budget),

@@ -3,8 +3,7 @@
     >>> warm()                            # ahead of time: connected, and a controller's process ready
     >>> actor, ours = hired(2, 1, None)   # a `Host` in its process; whether the connection is ours to end
 
-A process of its own for a slot cannot be had ahead of time: Ray gives none that ran a task to an actor, and Tune's slots
-are actors.
+A slot's process cannot be had ahead of time: Tune's slots are actors, and Ray gives none that ran a task to an actor.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from service.executors.ray_cluster import NO_NODE, node_here
 from service.executors.ray_host import CALLS, SEATS, Host
 from service.progress import SearchFailed
 
-BUSY = 10.0  # seconds that a process which waited gets to answer
+BUSY = 10.0  # seconds that a process that waited gets to answer
 _SHARED = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}  # what Tune sets: the same for all, so that processes
 # that wait can be used for any of them
 _waiting: list[Any] = []  # hosts without a controller
@@ -59,8 +58,8 @@ def connect(cpus: int, runtime_env: Mapping[str, Any] | None = None) -> bool:
 
 
 def warm() -> None:
-    """Connect ahead of time and have a controller's process ready, for the first search here that requires nothing to be installed.
-    Raises what `connect` does."""
+    """Connect ahead of time and have a controller's process ready, for the first search here that brings no code and
+    requires nothing. Raises what `connect` does."""
     connect(1)
     host = _host()
     ray.get(host.ready.remote())

@@ -93,7 +93,8 @@ class Teller:
         self._told: dict[str, Any] = {}
         self._crew: Crew | None = None
         self._slots: dict[str, Any] = {"workers": 0, "capacity": None, "lanes": None}
-        self._asked = 0.0
+        self._asked = self._said = 0.0
+        self.watching = False
 
     def engaged(self, crew: Crew, lanes: int) -> None:
         """Whom to ask how many workers there are."""
@@ -109,6 +110,11 @@ class Teller:
         if clockless != self._told:
             self._told = clockless
             self._channel.say(progress=news)
+        elif time.monotonic() - self._said > ALIVE:
+            self._channel.say(alive=True)
+        else:
+            return
+        self.watching, self._said = True, time.monotonic()
 
     def ended(self, progress: Progress) -> None:
         """The last one."""
@@ -165,7 +171,7 @@ def drive(
         return {"ended": "crashed", "why": f"its driver failed: {error!r}", "goal": goal}
     teller.ended(result.progress)
     why = result.progress.failure or "" if result.state == "failed" else ""
-    return {"ended": result.state, "why": why, "goal": result.goal}
+    return {"ended": "held" if result.progress.unwritable else result.state, "why": why, "goal": result.goal}
 
 
 def _resumed(
@@ -226,10 +232,11 @@ def _benched() -> Bench:
     return bench
 
 
-def _live(channel: Channel) -> None:
-    while True:
-        time.sleep(ALIVE)
+def _live(channel: Channel, teller: Teller) -> None:
+    """Signs of life until the search is at work; from then on they come from who looks after it, and a hang shows."""
+    while not teller.watching:
         channel.say(alive=True)
+        time.sleep(ALIVE)
 
 
 def main(executor: str) -> None:
@@ -240,9 +247,9 @@ def main(executor: str) -> None:
         importlib.import_module(name)
     channel.say(ready=True)
     if first := lines.readline():
-        threading.Thread(target=_live, args=(channel,), name="live", daemon=True).start()
-        order = json.loads(first)
-        channel.say(**drive(order, executor, Orders(lines, order), Teller(channel), bench))
+        order, teller = json.loads(first), Teller(channel)
+        threading.Thread(target=_live, args=(channel, teller), name="live", daemon=True).start()
+        channel.say(**drive(order, executor, Orders(lines, order), teller, bench))
     sys.stderr.flush()
     os._exit(0)  # nothing of ours is left to be put away, and what the user's code left shall not hold us up
 

@@ -200,6 +200,7 @@ def test_a_store_that_cannot_be_written_ends_the_search_and_acknowledges_nothing
     crew.controller.finish(bundle, crew.outcomes(bundle))
     progress = crew.controller.progress()
     assert "the store cannot be written" in progress.failure
+    assert progress.unwritable
     assert progress.finished == 0
     assert crew.controller.pull("w-1") is Done.DONE
     away.rename(search.path / "log")
