@@ -33,8 +33,8 @@ class SearchFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a search is; `goal` is the version of its goal that is followed. `unwritable`: it failed as its store could
-    not be written, which may pass."""
+    """How far a search is; `goal` is the version of its goal that is followed. `unwritable`: it failed for want of a
+    store to write to, which may pass."""
 
     asked: int
     endings: dict[str, int]

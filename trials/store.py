@@ -242,6 +242,12 @@ class SearchStore:
         except Damaged:
             return "interrupted"
 
+    def created(self, events: Sequence[Event], document: Mapping[str, Any]) -> float:
+        """When it was submitted, or else when it first ran, in Unix seconds."""
+        if events and not document.get("submitted"):
+            return events[0].time
+        return layout.spec(self.path).stat().st_mtime
+
     # -- attempts --------------------------------------------------------------------------------------------------
 
     def attempt_writer(self, bundle_id: str, attempt: int, start: Start | None = None) -> AttemptWriter:

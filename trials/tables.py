@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trials import layout, rows
+from trials import rows
 from trials.records import Ending, trial_id
 from trials.segments import Damaged
 from trials.store import Event, SearchStore
@@ -65,7 +65,7 @@ def row_of(search: SearchStore) -> tuple[dict[str, Any], pa.Table]:
         "search_id": search.id,
         "name": str(document.get("name", search.id)),
         "state": search.idle_state(events, document),
-        "created": events[0].time if events else layout.spec(search.path).stat().st_mtime,
+        "created": search.created(events, document),
         "trials": ended.num_rows,
         "complete": complete,
         "running": running,

@@ -70,14 +70,21 @@ def hired(workers: int, cpus: float, runtime_env: Mapping[str, Any] | None) -> t
     """A host for a controller, and whether the connection is ours to end. Raises what `connect` does."""
     warmed = list(_waiting)
     _waiting.clear()
-    if warmed and not runtime_env:
-        with contextlib.suppress(RayError):
+    if warmed:
+        try:
             ray.get(warmed[0].ready.remote(), timeout=BUSY)
+        except RayError as error:  # a process does not get well of that; another one may
+            raise ConnectionError(f"the Ray cluster that was connected to is gone ({_first_line(error)})") from None
+        if not runtime_env:
             return warmed[0], True
-    if warmed or not ray.is_initialized():  # the cluster may be another by now
+    if warmed or not ray.is_initialized():
         ray.shutdown()
     started = connect(math.ceil(workers * cpus), runtime_env)
     return _host(), started
+
+
+def _first_line(error: Exception) -> str:
+    return f"{error}".partition("\n")[0]
 
 
 def _host() -> Any:

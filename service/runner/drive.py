@@ -17,6 +17,7 @@ stderr.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -232,6 +233,14 @@ def _benched() -> Bench:
     return bench
 
 
+def _warm() -> None:
+    """Connected to the cluster, if it answers now; else the first search is told why it does not."""
+    from service.executors.ray_connection import warm
+
+    with contextlib.suppress(Exception):
+        warm()
+
+
 def _live(channel: Channel, teller: Teller) -> None:
     """Signs of life until the search is at work; from then on they come from who looks after it, and a hang shows."""
     while not teller.watching:
@@ -245,6 +254,8 @@ def main(executor: str) -> None:
     bench = _benched() if executor == "local" else None
     for name in (*_SLOW, *_SLOW_BY_EXECUTOR.get(executor, ())):
         importlib.import_module(name)
+    if executor == "ray":
+        _warm()
     channel.say(ready=True)
     if first := lines.readline():
         order, teller = json.loads(first), Teller(channel)

@@ -23,6 +23,7 @@ from service.show import say
 from trials.store import Store
 
 EXECUTORS = ("local", "ray")
+NODE = 10.0  # seconds that a Ray node of this machine, which may have been started beside this, gets to appear
 
 
 def work(
@@ -103,10 +104,16 @@ def _faults(executor: str, searches: int, slots: int | None, quotas: Mapping[str
 @contextlib.contextmanager
 def _cluster(executor: str) -> Iterator[Mapping[str, str]]:
     """What drivers need in their environment to find Ray: the cluster that RAY_ADDRESS names, else one of our own."""
-    if executor != "ray" or os.environ.get("RAY_ADDRESS"):
+    if executor != "ray":
         yield {}
         return
-    from service.executors.ray_cluster import Head
+    from service.executors.ray_cluster import NO_NODE, Head, node_here
+
+    if address := os.environ.get("RAY_ADDRESS"):
+        if not node_here(NODE):
+            _log(f"warning: {NO_NODE.format(address=address)}")
+        yield {}
+        return
 
     with Head() as head:
         _log(f"started Ray on this machine ({head.address})")

@@ -73,18 +73,19 @@ def test_the_board_of_the_store_hears_of_a_change(ours: tuple[str, str], capsys:
     url = f"sqlite://{Path(store).absolute()}/board.sqlite"
     board = open_board(url)
     board.post(Job(id=search, name="iris"))
+    run(capsys, "extend", search, "--trials", "+4", "--store", store)
     run(capsys, "stop", search, "--store", store)
-    assert (board.get(search).status, board.get(search).goal) == ("stopped", 1)
+    assert (board.get(search).status, board.get(search).goal) == ("stopped", 2)
     goal, err = run(capsys, "resume", search, "--store", store)
-    assert (board.get(search).status, goal["version"]) == ("queued", 2)
+    assert (board.get(search).status, goal["version"]) == ("queued", 3)
     assert "nobody runs it" not in err
     board.close()
 
 
 def test_the_words_of_a_goal_stand_in_a_table(ours: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pause", ours[1], "--store", ours[0]]) == 0
+    assert main(["extend", ours[1], "--trials", "+4", "--store", ours[0]]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (lines["goal"], lines["state"], lines["budget"]) == ("version 1: pause", "pause", "trials=8")
+    assert (lines["goal"], lines["state"], lines["budget"]) == ("version 1: extend", "run", "trials=12")
 
 
 @pytest.mark.parametrize(

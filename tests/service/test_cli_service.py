@@ -162,6 +162,7 @@ def test_it_goes_by_the_names_that_it_is_told(service: Service) -> None:
         assert httpx.get(f"{service.url}/healthz", headers={"Host": host}).status_code == status
 
 
+@pytest.mark.long
 def test_a_search_is_paused_scaled_resumed_and_extended(service: Service, run: Run) -> None:
     at = ("--url", service.url)
     search = run(*submitting(service, "--set", "budget.trials=400", "--set", "search.batch=8"))["search_id"]

@@ -47,6 +47,7 @@ def test_a_lost_cluster_cuts_a_search_off_and_another_goes_on(store, tmp_path):
 @pytest.mark.long
 def test_what_a_lost_node_trained_goes_on_from_its_checkpoint(store, tmp_path, digits_spec):
     spec = digits_spec(
+        name=None,
         training={"optimizer": "sgd", "momentum": 0.5, "epochs": 400},
         budget={"trials": 4},
         search={"sampler": "random", "batch": 4},
@@ -61,8 +62,11 @@ def test_what_a_lost_node_trained_goes_on_from_its_checkpoint(store, tmp_path, d
             head.join(cpus=1, gpus=0)
             assert end_of(driver) == "complete"
     assert sorted(o.number for o in search.outcomes()) == list(range(4))
-    begun = [event.body["start"] for event in search.log() if event.kind == "pulled" and event.body.get("start")]
-    assert begun, [event.body for event in search.log()]
+    reports = search.reports_table(every_attempt=True).to_pylist()
+    first = min(row["step"] for row in reports if row["attempt"] == 0)
+    again = [row["step"] for row in reports if row["attempt"] > 0]
+    assert again
+    assert min(again) > first, "it began anew"
 
 
 def test_where_there_is_no_node_a_driver_says_so_at_once():
