@@ -262,7 +262,8 @@ def test_the_packages_read_every_variable_of_their_name(tmp_path, monkeypatch):
     named = variables("CONTINUA") | variables("XDG")
     assert {"CONTINUA_STORE", "CONTINUA_BOARD", "CONTINUA_URL", "XDG_CONFIG_HOME"} <= named
     sources = [path.read_text() for layer in ("service", "trials") for path in (ROOT / layer).rglob("*.py")]
-    read = {name for name in named if any(re.search(rf"""["']{name}["'][,)]""", text) for text in sources)}
+    reads = r"""(?:environ\.get|environ|_xdg)[\[(]["']"""
+    read = {name for name in named if any(re.search(rf"""{reads}{name}["']""", text) for text in sources)}
     left = {"STORE": str(tmp_path), "BOARD": "redis://127.0.0.1:6379/0", "URL": f"http://127.0.0.1:{PORT}"}
     for name, value in left.items():  # whose variable's name is put together
         monkeypatch.setenv(f"CONTINUA_{name}", value)

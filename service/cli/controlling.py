@@ -140,7 +140,7 @@ def _tell_board(search: SearchStore, goal: Goal, root: Path) -> bool:
             board.control(search.id, goal=goal.version, wanted=goal.state, workers=goal.workers)
     except NotFound:
         return False
-    except Unreachable as error:
+    except (Unreachable, Invalid, OSError) as error:  # the goal is durable all the same
         say(f"warning: the board does not answer, so runners learn of it later: {error}")
     return True
 

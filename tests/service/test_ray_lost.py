@@ -48,7 +48,7 @@ def test_a_lost_cluster_cuts_a_search_off_and_another_goes_on(store, tmp_path):
 def test_what_a_lost_node_trained_goes_on_from_its_checkpoint(store, tmp_path, digits_spec):
     spec = digits_spec(
         name=None,
-        training={"optimizer": "sgd", "momentum": 0.5, "epochs": 400},
+        training={"optimizer": "sgd", "momentum": 0.5, "epochs": 3000},
         budget={"trials": 4},
         search={"sampler": "random", "batch": 4},
         resources={"workers": 1, "lanes": 4},
@@ -65,7 +65,7 @@ def test_what_a_lost_node_trained_goes_on_from_its_checkpoint(store, tmp_path, d
     reports = search.reports_table(every_attempt=True).to_pylist()
     first = min(row["step"] for row in reports if row["attempt"] == 0)
     again = [row["step"] for row in reports if row["attempt"] > 0]
-    assert again
+    assert again, [event.body for event in search.log() if event.kind == "failed"]
     assert min(again) > first, "it began anew"
 
 
