@@ -7,10 +7,11 @@ JOBS ?= 2
 ALONE := tests/service/test_executors.py
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-long lint format bench clean
+.PHONY: help install demo cluster test test-long lint format bench clean
 
 help:
 	@echo "make demo       the main job on UCI digits: four arms, one table, two pictures (about three minutes)"
+	@echo "make cluster    a cluster on one machine that loses a node, a runner and the API, and no trial (two minutes)"
 	@echo "make test       all quick tests, two files at a time (JOBS=4: four)"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make lint       ruff, mypy"
@@ -30,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/continua compare examples/digits-width.yaml --store demo/store --pictures demo
+
+cluster: $(STAMP)
+	@bash examples/cluster/run.sh
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore=$(ALONE)
