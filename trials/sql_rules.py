@@ -65,9 +65,7 @@ _FUNCTIONS = """
     variant_extract_string variant_keys variant_type variant_typeof wavg week weekday weekofyear weighted_avg xor
     year yearweek
 """
-_OPERATORS = (
-    "!= !__postfix !~~ !~~* % & && * ** + - -> ->> / // < <-> << <= <=> <@ > >= >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~"
-)
+_OPERATORS = "!= !__postfix !~~ !~~* % & && * ** + - -> ->> / // < <-> << <= <=> <@ > >= >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~"
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 OPERATORS = frozenset([*_OPERATORS.split(), "is distinct from", "is not distinct from"])
 IN_FROM = frozenset({"unnest"})  # the one function that may stand where a table does

@@ -87,6 +87,7 @@ def finished(search: SearchStore, trials: int) -> list[object]:
     return [o.value for o in outcomes]
 
 
+@pytest.mark.long
 def test_slots_come_and_go_with_the_goal_and_with_nodes(head, store, tmp_path):
     """Every slot has a trial in hand while the numbers change; then all may go on."""
     directory = code(tmp_path / "code", objective=GATED.format(here=str(tmp_path)))

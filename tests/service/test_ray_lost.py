@@ -9,6 +9,7 @@ import pytest
 from ray_cases import ROOT, created, driven, end_of, until
 
 from service.executors.ray_cluster import Head
+from trials.attempts import start_of
 
 SLEEPING = "import time\ndef objective(trial):\n    time.sleep(0.2)\n    return trial['x']\n"
 NO_NODE = """
@@ -62,11 +63,13 @@ def test_what_a_lost_node_trained_goes_on_from_its_checkpoint(store, tmp_path, d
             head.join(cpus=1, gpus=0)
             assert end_of(driver) == "complete"
     assert sorted(o.number for o in search.outcomes()) == list(range(4))
-    reports = search.reports_table(every_attempt=True).to_pylist()
     (lost,) = [event.body["bundle"] for event in search.log() if event.kind == "failed"]
-    first = min(row["step"] for row in reports if row["bundle_id"] == lost)
-    again = [row["step"] for row in reports if row["bundle_id"] != lost]  # it is handed out in halves
-    assert min(again) > first, "it began anew"
+    starts = {place[0]: start_of(search._tables(place)) for place in search.attempts() if place[0] != lost}
+    assert len(starts) == 2, "it is handed out in halves"
+    assert all(start is not None and start.bundle_id == lost and start.step > 0 for start in starts.values())
+    for report in search.reports_table(every_attempt=True).to_pylist():
+        start = starts.get(report["bundle_id"])
+        assert start is None or report["step"] > start.step
 
 
 def test_where_there_is_no_node_a_driver_says_so_at_once():
