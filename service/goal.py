@@ -19,16 +19,14 @@ from search_spaces import Space
 from search_spaces.faults import Invalid, unknown
 from service.spec import Budget
 from trials.goals import STATES, Goal
-from trials.store import Conflict, SearchStore
+from trials.store import OVER, Conflict, SearchStore
 
 VERBS = ("pause", "resume", "stop", "cancel", "scale", "extend", "narrow")
+TAKES_UP = ("resume", "extend")  # verbs that give a search to whoever may run it
 MOST_WORKERS = 100_000
 _STATES = {"pause": "pause", "resume": "run", "stop": "stop", "cancel": "cancel"}
 _FIELDS = {"scale": "workers", "extend": "budget", "narrow": "space"}
-_NOTHING_LEFT = {  # what makes no sense any more, once a search is so
-    **dict.fromkeys(("pause", "stop", "cancel"), ("complete", "failed")),
-    "scale": ("complete",),
-}
+_AT_WORK = ("pause", "stop", "cancel", "scale")  # what makes no sense once a search is over
 _REPLAYED = ("capacity", "cmaes")  # samplers that rebuild their steps from all points, in the ranges of the spec
 
 
@@ -95,7 +93,7 @@ def change(search: SearchStore, edit: Edit, *, by: str = "", if_version: int | N
         Conflict: where the goal is not, or no longer, at `if_version`; without one, the edit is laid over whatever
             version is the latest.
     """
-    if edit.verb in _NOTHING_LEFT and (state := search.state()) in _NOTHING_LEFT[edit.verb]:
+    if edit.verb in _AT_WORK and (state := search.state()) in OVER:
         way = "`extend` gives it more to do" if state == "complete" else "`resume` tries it again"
         raise Invalid([f"goal: the search is {state}, so there is nothing to {edit.verb}; {way}."])
     while True:

@@ -25,7 +25,8 @@ LONGEST, DEEPEST = 512, 32  # bytes and levels of a name
 
 OURS = ("service", "trials", "search_spaces")
 LEFT_OUT = frozenset(
-    (".git", ".hg", ".svn", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints")
+    (".git", ".hg", ".svn", ".env", ".venv", "__pycache__")
+    + (".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints")
 )
 _IMPORTED = (".py", ".pyc", ".so", ".pyd")
 _ENTRY = b"PK\x01\x02"  # begins every entry of a table of contents
@@ -75,7 +76,7 @@ def _entry_faults(entry: zipfile.ZipInfo) -> list[str]:
     if not name.isprintable() or len(name.encode("utf-8", "replace")) > LONGEST or len(parts) > DEEPEST:
         faults.append(f"{where}: a name must be printable, {LONGEST} bytes and {DEEPEST} levels at most; rename it.")
     if any(part in LEFT_OUT for part in parts):
-        faults.append(f"{where}: version control, caches and virtual environments are no code; leave it out.")
+        faults.append(f"{where}: version control, secrets, caches and environments are no code; leave it out.")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         word = "a link" if kind == stat.S_IFLNK else "a special file"
         faults.append(f"{where}: must be a file, but is {word}; pack the file itself.")

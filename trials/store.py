@@ -224,15 +224,13 @@ class SearchStore:
         return self.idle_state(self.log() if events is None else events)
 
     def idle_state(self, events: Sequence[Event], document: Mapping[str, Any] | None = None) -> str:
-        """How it stands where nobody holds its lease: complete or failed, as the last `state` event says, unless it has
-        been extended or resumed since; else paused, stopped or cancelled where its goal says so, queued where a runner
+        """How it stands where nobody holds its lease: complete or failed, as the last `state` event says, unless its
+        goal has changed since; else paused, stopped or cancelled where its goal says so, queued where a runner
         is to take it up, or interrupted. `document` saves reading the spec."""
         said = [event.body for event in events if event.kind == "state"]
         found = self.goals()
-        if said and said[-1]["state"] in OVER:
-            since = [goal for goal in found if goal.version > said[-1].get("goal", goal.version)]
-            if not any(goal.verb in ("extend", "resume") for goal in since):
-                return str(said[-1]["state"])
+        if said and said[-1]["state"] in OVER and not any(g.version > said[-1].get("goal", g.version) for g in found):
+            return str(said[-1]["state"])
         goal = found[-1].state if found else "run"
         if goal in IDLE:
             return IDLE[goal]

@@ -18,9 +18,9 @@ from service.api.desk import AWAY, Desk, desk_of
 from service.api.guard import MayRead, MaySubmit
 from service.api.problems import Problem, documented
 from service.api.searches import etag, search_path
-from service.board.rebuild import posted
+from service.board.rebuild import for_runners, posted
 from service.goal import Edit, change, wanted
-from trials.store import Conflict, Goal, NotFound
+from trials.store import Conflict, Goal, NotFound, SearchStore
 
 router = APIRouter(tags=["searches"])
 NOTE = "The board does not answer; the change is safe in the store, and the board is told when it is back."
@@ -91,13 +91,18 @@ def _edited(desk: Desk, search_id: str, data: Any, who: Token, version: int | No
         goal = change(search, edit, by=who.owner, if_version=version)
     except Conflict as error:
         raise Problem("goal-changed" if version is not None else "conflict", str(error)) from None
-    told = False
+    told = not for_runners(search) or _told(desk, search, goal)  # whoever runs one by hand looks at the store
+    desk.owing = desk.owing or not told
+    desk.changed()
+    return search.id, goal, told
+
+
+def _told(desk: Desk, search: SearchStore, goal: Goal) -> bool:
+    """Tell the board of a goal that is durable; whether it knows."""
     with contextlib.suppress(*AWAY):
         try:
             desk.board.control(search.id, goal=goal.version, wanted=goal.state, workers=goal.workers)
         except NotFound:
             desk.board.post(posted(search))
-        told = True
-    desk.owing = desk.owing or not told
-    desk.changed()
-    return search.id, goal, told
+        return True
+    return False

@@ -15,7 +15,7 @@ from typing import Any
 
 from search_spaces.faults import Invalid
 from service.board.contract import OVER, PRIORITY, Board, Job
-from service.goal import wanted
+from service.goal import TAKES_UP, wanted
 from trials import layout
 from trials.goals import Goal
 from trials.store import Event, SearchStore, Store
@@ -74,7 +74,7 @@ def posted(search: SearchStore) -> Job:
         over=over,
         why=why,
         created=layout.spec(search.path).stat().st_mtime,
-        by_hand=_others_drive(document) or not (document.get("submitted") or goal.version),
+        by_hand=not for_runners(search, document),
     )
 
 
@@ -90,7 +90,7 @@ def _later(search: SearchStore, known: int) -> Goal | None:
     if search.goal_version() <= known:
         return None
     goal = wanted(search)  # the names may count a version that cannot be read
-    return goal if goal.version > known and not _others_drive(search.spec()) else None
+    return goal if goal.version > known and for_runners(search) else None
 
 
 def _ending(search: SearchStore, goal: Goal, events: Sequence[Event]) -> tuple[str, str]:
@@ -104,10 +104,14 @@ def _ending(search: SearchStore, goal: Goal, events: Sequence[Event]) -> tuple[s
     return (state, str(said.get("why") or "")) if said.get("goal", adopted) >= goal.version else ("", "")
 
 
-def _others_drive(document: Mapping[str, Any]) -> bool:
-    """Whether this is a search that no runner can drive: a replay, or part of a comparison or retraining."""
+def for_runners(search: SearchStore, document: Mapping[str, Any] | None = None) -> bool:
+    """Whether a runner may take it: it was submitted, or run by hand and resumed or extended since. A replay, or part
+    of a comparison or retraining, is never for one. Raises `Damaged` without a spec."""
+    document = search.spec() if document is None else document
     labels = document.get("labels") or {}
-    return bool(document.get("replay")) or any(label in labels for label in _OTHERS)
+    if document.get("replay") or any(label in labels for label in _OTHERS):
+        return False
+    return bool(document.get("submitted")) or any(goal.verb in TAKES_UP for goal in search.goals())
 
 
 def _warn(search_id: str, error: Exception) -> None:

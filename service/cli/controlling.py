@@ -129,9 +129,12 @@ def _tell_board(search: SearchStore, goal: Goal, root: Path) -> bool:
     """Let the store's board know at once, where there is one and the search stands on it; a runner that has the search
     looks at the store in any case."""
     from service.board import Unreachable, open_board
+    from service.board.rebuild import for_runners
     from service.settings import board_url
     from trials.store import NotFound
 
+    if not for_runners(search):
+        return False
     setting = board_url(root)
     if setting.origin == "default" and not (root / "board.sqlite").exists():
         return False

@@ -232,7 +232,7 @@ class Runner:
             return
         oldest_first = sorted(jobs.values(), key=lambda job: job.seq)
         demands = [
-            Demand(id=job.id, owner=job.owner, priority=job.priority, workers=job.workers) for job in oldest_first
+            Demand(id=job.id, owner=job.owner, priority=job.priority, workers=_usable(job)) for job in oldest_first
         ]
         given = shares(self._capacity(oldest_first), demands, self.quotas)
         for name, charge in self._charges.items():
@@ -282,3 +282,9 @@ class Runner:
                 return  # no board to tell: the leases run out by themselves
             self._news.wait(POLL)
             self._news.clear()
+
+
+def _usable(job: Job) -> int:
+    """The workers that it wants and that there is room for, in the shape that it wants them."""
+    capacity = job.progress.get("capacity")
+    return min(job.workers, int(capacity)) if capacity else job.workers

@@ -10,6 +10,7 @@ import pytest
 from api_cases import SPEC, Api, api_at
 
 from service.goal import wanted
+from trials.store import NotFound
 
 
 @pytest.fixture
@@ -75,7 +76,10 @@ def test_a_search_is_its_owners(api: Api, goal: str) -> None:
     hand = api.store.create("by-hand", {"name": "x", "spec": SPEC})
     assert api.as_("ada").patch(f"/v1/searches/{hand.id}/goal", json={"verb": "pause"}).status_code == 403
     assert api.client.patch(f"/v1/searches/{hand.id}/goal", json={"verb": "pause"}).status_code == 202
-    assert api.board.get(hand.id).goal == 1  # a search that was run by hand comes to the board by being controlled
+    with pytest.raises(NotFound):  # pausing what somebody runs by hand gives it to no runner
+        api.board.get(hand.id)
+    assert api.client.patch(f"/v1/searches/{hand.id}/goal", json={"verb": "resume"}).status_code == 202
+    assert (api.board.get(hand.id).goal, api.board.get(hand.id).claimable) == (2, True)
 
 
 @pytest.mark.parametrize(

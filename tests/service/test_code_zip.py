@@ -69,7 +69,7 @@ def test_the_same_files_give_the_same_bytes_whatever_their_times_modes_and_order
 @pytest.mark.parametrize("with_git", [pytest.param(True, marks=needs_git), False])
 def test_what_is_ignored_or_no_code_is_left_out(with_git: bool, tmp_path: Path) -> None:
     kept = {"mine.py": "x", "data/small.csv": "1", "keep.log": "y", ".gitignore": "*.log\n!keep.log\n/big/\n"}
-    left = ("a.log", "big/a.bin", "__pycache__/mine.pyc", ".venv/lib/x.py", "env/pyvenv.cfg", "env/lib/y.py")
+    left = ("a.log", ".env", "big/a.bin", "__pycache__/mine.pyc", ".venv/lib/x.py", "env/pyvenv.cfg", "env/lib/y.py")
     more = ("runs/searches/iris-1/spec.json", "runs/searches/iris-1/log/1.arrow", "deep/st/board.sqlite", "loose.pyc")
     written(tmp_path, {**kept, **dict.fromkeys([*left, *more], "z")})
     if with_git:

@@ -144,10 +144,9 @@ def test_a_complete_search_has_nothing_left_to_pause_until_it_is_extended(search
     assert search.state() == "complete"
 
 
-def test_a_failed_search_can_be_scaled_and_is_resumed_by_resume_alone(search):
+def test_a_failed_search_is_resumed_and_nothing_else(search):
     search.log_writer(1).append("state", {"state": "failed", "why": "x", "goal": 0})
-    assert "the search is failed, so there is nothing to pause; `resume`" in told(search, verb="pause")[0]
-    change(search, Edit(verb="scale", workers=3))
+    assert "the search is failed, so there is nothing to scale; `resume`" in told(search, verb="scale", workers=3)[0]
     assert search.state() == "failed"
     change(search, Edit(verb="resume"))
     assert search.state() == "interrupted"
