@@ -18,31 +18,27 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from search_spaces.networks import Own
 from service.controller import Controller, Progress, SearchFailed
-from service.executors import Crew
+from service.executors import INSTALLERS, Crew
 from service.executors.here import Here
 from service.executors.local import Bench, LocalWorkers
 from service.goal import wanted
 from service.graph_rules import without_unused
-from service.planning import device_of, make_controller, plan_of, threads_of
+from service.planning import make_controller, threads_of
+from service.preparing import Prepared, prepared, prepared_anew
 from service.progress import stored
 from service.samplers import Sampler
 from service.slot import Assignment
 from service.spec import SearchSpec, check
-from trials.calibrate import CANDIDATES, calibrate, fitting, is_plain
 from trials.goals import Goal
-from trials.plan import Plan
 from trials.store import IDLE, Conflict, SearchStore, Store
 from trials.tasks import Task
-from trials.train import threads
-from trials.training import WAYS
 
 Executor = Literal["local", "ray", "here"]
 Watch = Callable[[Progress], None]
@@ -104,7 +100,8 @@ def run(
     }
     search = store.create(name, document)
     orders = Orders(watch=watch, interrupted=interrupted)
-    return _drive(search, spec, task, store, executor, directory, orders, sampler=sampler, bench=bench)
+    prepare = partial(prepared, search, spec, task)
+    return _drive(search, prepare, store, executor, directory, orders, sampler=sampler, bench=bench)
 
 
 def resume(
@@ -143,9 +140,18 @@ def resume(
         state = IDLE[goal.state]
         return Result(search_id=search_id, state=state, progress=stored(search), lanes=0, goal=goal.version)
     directory = directory or Path(document["directory"])
-    spec, task = check(without_unused(document["spec"]), directory=directory)
+    declared = without_unused(document["spec"])
+    if executor == "ray" and runtime_env and runtime_env.keys() & INSTALLERS:  # only there can their code be imported
+        from service.executors.ray_connection import there
+
+        anew = partial(prepared_anew, str(store.root.absolute()), search_id, declared)
+        gpus = SearchSpec.from_dict(declared).resources.gpus_per_worker
+        prepare = partial(there, anew, runtime_env, gpus)
+    else:
+        spec, task = check(declared, directory=directory)
+        prepare = partial(prepared, search, spec, task)
     orders = Orders(watch=watch, interrupted=interrupted, slots=slots, engaged=engaged)
-    return _drive(search, spec, task, store, executor, directory, orders, bench=bench, runtime_env=runtime_env)
+    return _drive(search, prepare, store, executor, directory, orders, bench=bench, runtime_env=runtime_env)
 
 
 class Orders:
@@ -167,8 +173,7 @@ class Orders:
 
 def _drive(
     search: SearchStore,
-    spec: SearchSpec,
-    task: Task | Callable[..., Any],
+    prepare: Callable[[], Prepared],
     store: Store,
     executor: Executor,
     directory: Path | None,
@@ -179,7 +184,7 @@ def _drive(
     way home cannot be called back."""
     finished = -1
     while True:
-        result = _sitting(search, spec, task, store, executor, directory, orders, **more)
+        result = _sitting(search, prepare, store, executor, directory, orders, **more)
         goal, before, finished = wanted(search), finished, result.progress.finished
         if result.state == "failed" or orders.interrupted.is_set() or goal.state != "run":
             return result
@@ -189,8 +194,7 @@ def _drive(
 
 def _sitting(
     search: SearchStore,
-    spec: SearchSpec,
-    task: Task | Callable[..., Any],
+    prepare: Callable[[], Prepared],
     store: Store,
     executor: Executor,
     directory: Path | None,
@@ -201,9 +205,8 @@ def _sitting(
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Result:
     with search.lease() as lease:
-        with threads(threads_of(spec)):
-            lanes, way, measured = _lanes(search, spec, plan_of(spec, task))
-        plan = plan_of(spec, task, way)
+        ready = prepare()
+        spec, plan, lanes = ready.spec, ready.plan, ready.lanes
         where = str((directory or Path.cwd()).absolute())
         job = Assignment(
             spec=spec.to_dict(),
@@ -211,25 +214,20 @@ def _sitting(
             search_id=search.id,
             threads=threads_of(spec),
             directory=where,
-            way=way,
+            way=ready.way,
             code=where if spec.own_code else "",
             trial_seconds=spec.resources.trial_seconds,
             grace_seconds=spec.resources.grace_seconds,
             checkpoint_every=CHECKPOINT_EVERY,
         )
-        # the controller calls no code of the user's, and on Ray it lives where their module cannot be imported
-        network = plan.network.abroad() if isinstance(plan.network, Own) else plan.network
-        bare = replace(plan, objective=None, network=network)
-        if bare.network is not None:
-            _ = bare.costs  # torch.fx traces one network at a time in a process: here, before there are threads
-        make = partial(make_controller, job.store, search.id, lease.epoch, spec, bare, lanes, sampler)
+        make = partial(make_controller, job.store, search.id, lease.epoch, spec, plan, lanes, sampler)
         steering = Steering(search, orders.slots)
         crew = _crew(executor, make, job, spec, steering.workers(), bench, runtime_env)
         orders.engaged(crew, lanes)
         try:
             crew.controller.note("state", {"state": "running"})
-            if measured is not None:
-                crew.controller.note("calibrated", measured)
+            if ready.measured is not None:
+                crew.controller.note("calibrated", ready.measured)
             try:
                 _oversee(crew, steering, orders)
             except SearchFailed as error:
@@ -239,7 +237,8 @@ def _sitting(
                 raise
             progress, goal = crew.controller.progress(), steering.goal
             state = _state(progress, goal)
-            crew.controller.note("state", {"state": state, "why": progress.failure, "goal": goal.version})
+            lasting = "interrupted" if progress.unwritable else state  # where there is room by now, it may go on
+            crew.controller.note("state", {"state": lasting, "why": progress.failure, "goal": goal.version})
         finally:
             crew.shutdown()
         return Result(search_id=search.id, state=state, progress=progress, lanes=lanes, goal=goal.version)
@@ -340,23 +339,3 @@ def _oversee(crew: Crew, steering: Steering, orders: Orders) -> None:
             raise
     if raised:
         raise raised[0]
-
-
-def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, str, dict[str, Any] | None]:
-    """The lane count and the way: the spec's, those measured before, or measured now (with the event that records
-    them); never more lanes than there is memory for."""
-    own = spec.resources
-    ways = WAYS if own.way == "auto" else (own.way,)
-    if own.trial_seconds is not None and is_plain(plan):
-        return 1, plan.way, None  # one that hangs costs no other
-    if isinstance(own.lanes, int) and (len(ways) == 1 or is_plain(plan)):
-        return fitting(plan, own.lanes, device_of(spec)), plan.way, None
-    for event in search.log():
-        if event.kind == "calibrated":
-            lanes = fitting(plan, int(event.body["lanes"]), device_of(spec))  # there may be less memory by now
-            return lanes, str(event.body.get("way", plan.way)), None
-    most = -(-spec.batch_size() // own.workers)  # more would leave a worker without a bundle
-    counts = (own.lanes,) if isinstance(own.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
-    found = calibrate(plan, counts, ways, device=device_of(spec))
-    seconds = {way: {str(lanes): s for lanes, s in times.items()} for way, times in found.seconds.items()}
-    return found.lanes, found.way, {**asdict(found), "seconds": seconds}

@@ -21,6 +21,13 @@ class Crew(StrEnum):
     ray = "ray"
 
 
+class Installer(StrEnum):
+    """What installs the packages that users' code requires."""
+
+    pip = "pip"
+    uv = "uv"
+
+
 HostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; others need tokens.")]
 PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="The port; 0 takes a free one.")]
 CrewOption = Annotated[Crew, typer.Option(help="Where trials are trained; RAY_ADDRESS names a cluster.")]
@@ -32,6 +39,7 @@ QuotaOption = Annotated[
     list[str] | None,
     typer.Option("--quota", metavar="OWNER=N", help="Most slots of an owner; *=N: any other's."),
 ]
+InstallerOption = Annotated[Installer, typer.Option(help="What installs the packages that searches require, on Ray.")]
 HostsOption = Annotated[
     list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name that clients call it by.")
 ]
@@ -46,6 +54,7 @@ def up(
     searches: SearchesOption = 4,
     slots: SlotsOption = None,
     quota: QuotaOption = None,
+    installer: InstallerOption = Installer.pip,
     store: StoreOption = None,
     board: BoardOption = None,
 ) -> int:
@@ -55,7 +64,7 @@ def up(
 
     _quotas(quota or ())
     root = store_root(store)[0]
-    work = ["--executor", executor.value, "--searches", str(searches)]
+    work = ["--executor", executor.value, "--searches", str(searches), "--installer", installer.value]
     work += [] if slots is None else ["--slots", str(slots)]
     work += [word for text in quota or () for word in ("--quota", text)]
     serve = [word for name in hosts or () for word in ("--allow-host", name)]
@@ -86,6 +95,7 @@ def work(
     searches: SearchesOption = 4,
     slots: SlotsOption = None,
     quota: QuotaOption = None,
+    installer: InstallerOption = Installer.pip,
     name: Annotated[str | None, typer.Option(help="What the board calls it [default: machine and process].")] = None,
     store: StoreOption = None,
     board: BoardOption = None,
@@ -96,7 +106,16 @@ def work(
 
     root = store_root(store)[0]
     url, quotas = board_url(root, board).value, _quotas(quota or ())
-    worked(store=root, board=url, executor=executor.value, searches=searches, slots=slots, quotas=quotas, name=name)
+    worked(
+        store=root,
+        board=url,
+        executor=executor.value,
+        searches=searches,
+        slots=slots,
+        quotas=quotas,
+        installer=installer.value,
+        name=name,
+    )
     return 0
 
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from service.progress import Progress
 from trials.goals import Goal
 
+INSTALLERS = ("pip", "uv")  # of packages, into the environment that Ray gives a search
+
 
 class Overseer(Protocol):
     """What a driver needs of a controller, wherever it lives."""

@@ -13,27 +13,33 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from search_spaces.faults import Invalid
 from service.executors.ray_cluster import NO_NODE, node_here
 from service.executors.ray_host import CALLS, SEATS, Host
 from service.progress import SearchFailed
 
+UNFIT = "what the search's code requires cannot be set up on Ray: {error}"
+Answer = TypeVar("Answer")
 BUSY = 10.0  # seconds that a process that waited gets to answer
 _SHARED = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}  # what Tune sets: the same for all, so that processes
 # that wait can be used for any of them
 _waiting: list[Any] = []  # hosts without a controller
+_given: dict[str, Any] = {}  # the environment that `there` connected with, and whoever hires next may use
 
 
 def connect(cpus: int, runtime_env: Mapping[str, Any] | None = None) -> bool:
     """Connect to the cluster that RAY_ADDRESS names, or start one in this process. Returns whether that was needed."""
     given = dict(runtime_env or {})
     if ray.is_initialized():
+        if given and given == _given:
+            return True
         if given:
             raise SearchFailed(
                 "Ray is at work in this process already and cannot give another search its code; "
@@ -81,6 +87,44 @@ def hired(workers: int, cpus: float, runtime_env: Mapping[str, Any] | None) -> t
         ray.shutdown()
     started = connect(math.ceil(workers * cpus), runtime_env)
     return _host(), started
+
+
+def there(work: Callable[[], Answer], runtime_env: Mapping[str, Any], gpus: float = 0.0) -> Answer:
+    """What `work` returns in a process of that environment.
+
+    Raises:
+        Invalid: as `work` does.
+        SearchFailed: the environment cannot be set up.
+        ConnectionError: what `connect` does, or the process was lost.
+    """
+    if _waiting or not ray.is_initialized():
+        ray.shutdown()
+    _waiting.clear()
+    connect(1, runtime_env)
+    try:
+        process: Any = ray.remote(_answer)
+        asked = process.options(num_cpus=0, num_gpus=gpus).remote(work)
+        answer: Answer | tuple[str, ...] = ray.get(asked)
+    except BaseException as error:
+        ray.shutdown()
+        if isinstance(error, RuntimeEnvSetupError):
+            raise SearchFailed(UNFIT.format(error=error)) from None
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            raise ConnectionError(f"the Ray cluster lost the process that prepared ({_first_line(error)})") from None
+        raise
+    if isinstance(answer, tuple):
+        ray.shutdown()
+        raise Invalid(answer)
+    _given.clear()
+    _given.update(runtime_env)
+    return answer
+
+
+def _answer(work: Callable[[], Answer]) -> Answer | tuple[str, ...]:
+    try:
+        return work()
+    except Invalid as error:
+        return tuple(error.faults)
 
 
 def _first_line(error: Exception) -> str:

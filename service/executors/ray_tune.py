@@ -43,7 +43,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from service.controller import Controller, Done, Progress, SearchFailed
-from service.executors.ray_connection import hired
+from service.executors.ray_connection import UNFIT, hired
 from service.executors.ray_host import Left, end_with_parent
 from service.executors.worker import How, Worker, attend
 from service.slot import Assignment, serve
@@ -306,7 +306,7 @@ class RayWorkers:
         except BaseException as error:
             self.shutdown()
             if isinstance(error, RuntimeEnvSetupError):
-                raise SearchFailed(f"what the search's code requires cannot be set up on Ray: {error}") from None
+                raise SearchFailed(UNFIT.format(error=error)) from None
             raise
         self._searcher = SlotSearcher(self.controller, workers)
 

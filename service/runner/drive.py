@@ -3,7 +3,7 @@
 It imports what is slow, says that it is ready, and waits for one line of orders on stdin; later lines change them:
 
     < {"ready": true}
-    > {"search": "digits-3fa2b1", "store": "/var/continua", "cache": "/var/cache/continua/code", "slots": 4}
+    > {"search": "digits-3fa2b1", "store": "/var/continua", "cache": "/var/cache/code", "installer": "pip", "slots": 4}
     < {"progress": {"asked": 16, "finished": 3, ...}}       at most four a second, when there is news
     > {"slots": 2}
     > {"stop": true}                                        hand the search back: it ends as interrupted
@@ -209,7 +209,7 @@ def _resumed(
         interrupted=orders.stop,
         slots=lambda: orders.slots,
         directory=directory,
-        runtime_env={**environment, **({"pip": requirements} if requirements else {})} or None,
+        runtime_env={**environment, **({order["installer"]: requirements} if requirements else {})} or None,
     )
 
 

@@ -53,6 +53,7 @@ class Runner:
         ttl: seconds that a lease holds without a renewal.
         grace: seconds that drivers get to hand back after a stop.
         cache: where users' code is unpacked.
+        installer: of the packages that it requires, `pip` or `uv`.
         environment: added to that of the drivers.
         say: is told what happens, a line an event.
     """
@@ -70,12 +71,13 @@ class Runner:
         quotas: Mapping[str, int] | None = None,
         ttl: float = 15.0,
         grace: float = 10.0,
+        installer: str = "pip",
         environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.store, self.board, self.name, self.executor, self.cache = store, board, name, executor, cache
         self.searches, self.slots, self.quotas = searches, slots, dict(quotas or {})
-        self.ttl, self.grace, self.environment, self.say = ttl, grace, environment, say
+        self.ttl, self.grace, self.installer, self.environment, self.say = ttl, grace, installer, environment, say
         self._charges: dict[str, Charge] = {}
         self._spare: Driver | None = None
         self._news, self._over = threading.Event(), threading.Event()
@@ -195,6 +197,7 @@ class Runner:
             "search": job.id,
             "store": str(self.store.root.absolute()),
             "cache": str(self.cache),
+            "installer": self.installer,
             "slots": charge.slots,
         }
         driver.begin(order, layout.driver_log(search.path))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from search_spaces.faults import Invalid
 from service.board import open_board
+from service.executors import INSTALLERS
 from service.runner.runner import Runner
 from service.show import say
 from trials.store import Store
@@ -37,6 +38,7 @@ def work(
     name: str | None = None,
     ttl: float = 15.0,
     cache: Path | str | None = None,
+    installer: str = "pip",
     stop: threading.Event | None = None,
 ) -> None:
     """Run searches until `stop` is set; without one, until SIGTERM or SIGINT (then call it from the main thread).
@@ -45,13 +47,14 @@ def work(
         quotas: by owner (`*`: any other) the most worker slots, and so the most searches, at once.
         name: what the board calls this runner; the machine and the process by default.
         cache: where users' code is unpacked; `$XDG_CACHE_HOME/continua/code` by default.
+        installer: of the packages that users' code requires, `pip` or `uv`.
 
     Raises:
         Invalid: with every fault of the arguments, the store and the board's URL.
         Unreachable: when the board does not answer at the start.
         NotStarted: when `ray` is to run here and does not start.
     """
-    if faults := _faults(executor, searches, slots, quotas or {}, ttl):
+    if faults := _faults(executor, searches, slots, quotas or {}, ttl, installer):
         raise Invalid(faults)
     opened = open_board(board)
     with contextlib.ExitStack() as stack:
@@ -68,6 +71,7 @@ def work(
             slots=slots,
             quotas=quotas,
             ttl=ttl,
+            installer=installer,
             environment=stack.enter_context(_cluster(executor)),
             say=_log,
         )
@@ -83,10 +87,14 @@ def default_cache() -> Path:
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "continua" / "code"
 
 
-def _faults(executor: str, searches: int, slots: int | None, quotas: Mapping[str, int], ttl: float) -> list[str]:
+def _faults(
+    executor: str, searches: int, slots: int | None, quotas: Mapping[str, int], ttl: float, installer: str
+) -> list[str]:
     found = []
     if executor not in EXECUTORS:
         found.append(f"executor: must be one of {', '.join(EXECUTORS)}, but got {executor!r}.")
+    if installer not in INSTALLERS:
+        found.append(f"installer: must be one of {', '.join(INSTALLERS)}, but got {installer!r}.")
     if searches < 1:
         found.append(f"searches: must be at least 1, but got {searches}; a runner without any is not needed.")
     if slots is not None and slots < 1:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from runner_cases import Place, until
 
+from search_spaces import Invalid
 from service.board import Job, Unreachable
 from service.goal import Edit, change
 from service.runner import charge, drivers, runner
 from service.runner.runner import Runner
+from service.runner.work import work
 from trials import layout
 from trials.store import SearchStore
 
@@ -362,3 +364,12 @@ def test_what_a_driver_says_is_kept_within_bounds(place, start):
     log = layout.driver_log(search.path)
     sizes = [path.stat().st_size for path in (log, log.with_name(log.name + ".1")) if path.exists()]
     assert 1_000_000 < sum(sizes) < 2 * drivers.LOG_BYTES + 400_000
+
+
+def test_what_a_runner_is_started_with_is_judged_at_once(tmp_path: Path) -> None:
+    counts: dict[str, Any] = {"searches": 0, "slots": 0, "quotas": {"a": -1}, "ttl": 0.5}
+    with pytest.raises(Invalid) as caught:
+        work(store=tmp_path, board="", executor="cloud", installer="apt", **counts)
+    named = [fault.split(":")[0] for fault in caught.value.faults]
+    assert named == ["executor", "installer", "searches", "slots", "ttl", "quota"]
+    assert "pip, uv" in caught.value.faults[1]
