@@ -60,6 +60,7 @@ class Desk:
         self._jobs: tuple[float, dict[str, Job]] = (-math.inf, {})
         self._changes = 0
         self.owing = True  # whether the board may lack what the store has
+        self.probing, self.written = threading.Lock(), -math.inf  # when the store was last seen to be writable
         self._restored = -math.inf
         self._unpostable: frozenset[str] = frozenset()  # those that the last restoring could not put on the board
 

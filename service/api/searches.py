@@ -6,12 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
+from search_spaces.faults import Invalid, unknown
 from service.api import examples, forms
 from service.api.desk import Desk, desk_of
 from service.api.guard import MayRead, MaySubmit
 from service.api.problems import documented
 from service.api.summaries import job_facts
-from service.board.contract import Job
+from service.board.contract import STATUSES, Job
 from service.submission import Request as Submitted
 from service.submission import submit
 from service.summary import described
@@ -19,6 +20,7 @@ from trials.store import SearchStore
 
 router = APIRouter(tags=["searches"])
 MOST = 1000
+STATES = (*STATUSES, "interrupted")  # the last: run by hand, and cut off
 NOTE = "The board does not answer; the search is safe in the store, and is queued when the board is back."
 
 
@@ -92,6 +94,8 @@ async def list_searches(
     """Every search of the store, on the board or not, the newest first."""
     place = forms.place_of(cursor, (int, str))
     states = {text.strip() for text in state.split(",")} if state else None
+    if faults := [unknown("state", text, STATES, "state") for text in sorted(states or ()) if text not in STATES]:
+        raise Invalid(faults)
     desk = desk_of(request)
     rows, after = await desk.run(_page, desk, limit, place, states, name, owner)
     return forms.json_answer({"items": rows, "next": after and forms.cursor_of(after)})

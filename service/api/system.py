@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trials.store import NotFound
 
 router = APIRouter(tags=["server"])
 _PROBE = ".writable"
+SERVES = 1.0  # seconds that a store which could be written is taken to be writable: who asks needs no token
 
 
 @router.get("/healthz", summary="Whether the server runs", responses={200: examples.HEALTH})
@@ -32,7 +34,7 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Needs no token. 503 where the board does not answer or the store cannot be written."""
     desk = desk_of(request)
-    checks = {"board": await desk.run(_board_check, desk), "store": await desk.run(_store_check, desk.store.root)}
+    checks = {"board": await desk.run(_board_check, desk), "store": await desk.run(_store_check, desk)}
     ready = all(found == "ok" for found in checks.values())
     answer = {"status": "ready" if ready else "degraded", "checks": checks, "warnings": list(desk.board.warnings)}
     return forms.json_answer(answer, 200 if ready else 503)
@@ -47,7 +49,16 @@ def _board_check(desk: Desk) -> str:
         return "does not answer" if isinstance(error, Unreachable) else "cannot be used"
 
 
-def _store_check(root: Path) -> str:
+def _store_check(desk: Desk) -> str:
+    with desk.probing:
+        if time.monotonic() - desk.written >= SERVES:
+            if (found := _probed(desk.store.root)) != "ok":
+                return found
+            desk.written = time.monotonic()
+        return "ok"
+
+
+def _probed(root: Path) -> str:
     path = root / f"{_PROBE}-{os.getpid()}"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -198,6 +198,9 @@ def test_lists_are_filtered(api: Api) -> None:
     assert ids(state="complete") == {hand}
     assert ids(state="queued,complete") == {one, hand}
     assert ids(state="running") == set()
+    refused = api.client.get("/v1/searches", params={"state": "queued,runing"})
+    assert refused.status_code == 422
+    assert "state: unknown state 'runing'. Did you mean 'running'?" in refused.text
 
 
 @pytest.mark.parametrize(
