@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from search_spaces.faults import Invalid
@@ -228,16 +229,20 @@ class Runner:
 
     def _share(self) -> None:
         """Tell each driver how many slots are its search's."""
-        jobs = {charge.job.id: charge.job for charge in self._charges.values()}
-        if self.executor != "local":  # others draw on the same cluster
-            jobs |= {job.id: job for job in self._running()}
-        if not jobs:
+        own = {charge.job.id: charge.job for charge in self._charges.values()}
+        if not own:
             return
-        oldest_first = sorted(jobs.values(), key=lambda job: job.seq)
+        # others draw on the same cluster, and an owner's quota is for all that runs anywhere
+        jobs = own if self.executor == "local" and not self.quotas else {**own, **{j.id: j for j in self._running()}}
         demands = [
-            Demand(id=job.id, owner=job.owner, priority=job.priority, workers=_usable(job)) for job in oldest_first
+            Demand(id=job.id, owner=job.owner, priority=job.priority, workers=_usable(job))
+            for job in sorted(jobs.values(), key=lambda job: job.seq)
         ]
-        given = shares(self._capacity(oldest_first), demands, self.quotas)
+        if self.executor == "local" and self.quotas:
+            most = shares(None, demands, self.quotas)
+            demands = [replace(demand, workers=most[demand.id]) for demand in demands if demand.id in own]
+            jobs = own
+        given = shares(self._capacity(list(jobs.values())), demands, self.quotas)
         for name, charge in self._charges.items():
             if charge.slots != given[name]:
                 charge.slots = given[name]

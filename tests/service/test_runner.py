@@ -275,10 +275,10 @@ def workers_at_once(search: SearchStore) -> int:
 
 @pytest.mark.long
 def test_work_refuses_what_cannot_be(place):
-    options = {"executor": "lokal", "searches": 0, "slots": 0, "quotas": {"ada": -1}, "ttl": 0.5}
+    options = {"executor": "lokal", "searches": 0, "slots": 0, "quotas": {"ada": -1}, "ttl": 0.5, "installer": "apt"}
     made = RunnerProcess(place, "one", **options)
     assert made.wait() == 1
-    for word in ("executor", "searches", "slots", "quota", "ttl"):
+    for word in ("executor", "searches", "slots", "quota", "ttl", "installer"):
         assert f"{word}: must be" in made.said()
 
 

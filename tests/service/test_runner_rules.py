@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 from runner_cases import Place, until
 
-from search_spaces import Invalid
 from service.board import Job, Unreachable
 from service.goal import Edit, change
 from service.runner import charge, drivers, runner
 from service.runner.runner import Runner
-from service.runner.work import work
 from trials import layout
 from trials.store import SearchStore
 
@@ -334,6 +332,21 @@ def test_slots_follow_priority_quota_and_goal(place, start):
     until(lambda: slots() == [3, 3])
 
 
+def test_a_quota_is_an_owners_whatever_the_runners(place, start):
+    """Two machines of six cores each, one search of the owner on either."""
+    searches = [stubbed(place, name, "wait", workers=9, owner="bob") for name in ("a", "b")]
+    for name in ("one", "two"):
+        start(name=name, slots=6, searches=1, quotas={"bob": 5})
+
+    def slots() -> list[int]:
+        return [place.board.get(search.id).progress.get("slots") for search in searches]
+
+    until(lambda: slots() == [3, 2])
+    assert {place.board.get(search.id).runner for search in searches} == {"one", "two"}
+    place.edit(searches[0], "scale", workers=1)
+    until(lambda: slots() == [1, 4])
+
+
 def test_at_most_so_many_searches_at_once(place, start):
     searches = [stubbed(place, name, "wait") for name in ("a", "b", "c")]
     start(searches=2)
@@ -364,12 +377,3 @@ def test_what_a_driver_says_is_kept_within_bounds(place, start):
     log = layout.driver_log(search.path)
     sizes = [path.stat().st_size for path in (log, log.with_name(log.name + ".1")) if path.exists()]
     assert 1_000_000 < sum(sizes) < 2 * drivers.LOG_BYTES + 400_000
-
-
-def test_what_a_runner_is_started_with_is_judged_at_once(tmp_path: Path) -> None:
-    counts: dict[str, Any] = {"searches": 0, "slots": 0, "quotas": {"a": -1}, "ttl": 0.5}
-    with pytest.raises(Invalid) as caught:
-        work(store=tmp_path, board="", executor="cloud", installer="apt", **counts)
-    named = [fault.split(":")[0] for fault in caught.value.faults]
-    assert named == ["executor", "installer", "searches", "slots", "ttl", "quota"]
-    assert "pip, uv" in caught.value.faults[1]
