@@ -12,6 +12,7 @@ it reads its table of contents alone. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -19,6 +20,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from trials.store import NotFound
 
 __all__ = ["Packed", "packed", "unpacked", "zip_faults"]
 
+LEFT_AFTER = 3600.0  # seconds after which nobody is unpacking any more
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 _SHA = re.compile(r"[0-9a-f]{64}")
 
@@ -166,9 +169,11 @@ def unpacked(store_root: Path, sha256: str, cache: Path) -> Path:
     if faults := zip_faults(payload):
         raise Invalid(faults)
     cache.mkdir(parents=True, exist_ok=True)
+    _swept(cache)
     making = cache / f".{sha256[:16]}-{secrets.token_hex(4)}"
     try:
         _extract(payload, making)
+        os.sync()  # what has the name is whole, after a power cut too
         try:
             making.rename(ready)
         except OSError as error:
@@ -179,6 +184,14 @@ def unpacked(store_root: Path, sha256: str, cache: Path) -> Path:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return ready
+
+
+def _swept(cache: Path) -> None:
+    """Removes what killed processes left half unpacked."""
+    for path in cache.glob(".*-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_AFTER:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _extract(payload: bytes, directory: Path) -> None:

@@ -11,6 +11,7 @@ has done its job may wait in a `Bench` for the next search, which saves it the s
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -18,6 +19,7 @@ from service.controller import Controller, SearchFailed
 from service.executors.worker import How, Worker, attend
 from service.slot import Assignment
 
+PAUSE = 1.0  # seconds after which a process is tried again that could not be had
 MOST_EARLY_DEATHS = 3  # workers in a row that die before they pull anything: the machine cannot run the search
 
 
@@ -65,6 +67,7 @@ class LocalWorkers:
         self._stopping = False
         self._early_deaths = 0
         self._last_words = ""
+        self._resting = -math.inf  # until then nobody is engaged
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -118,7 +121,8 @@ class LocalWorkers:
             self._leaving.add(name)
             self.controller.retire(name)
         for _ in range(wanted - len(staying)):
-            self._engage()
+            if time.monotonic() >= self._resting:
+                self._engage()
 
     def _sweep(self) -> None:
         for name in [name for name, thread in self._threads.items() if not thread.is_alive()]:
@@ -127,7 +131,12 @@ class LocalWorkers:
 
     def _engage(self) -> None:
         job = self.job
-        worker = self.bench.take(job.threads, job.code) if self.bench else Worker.start(job.threads)
+        try:
+            worker = self.bench.take(job.threads, job.code) if self.bench else Worker.start(job.threads)
+        except OSError as error:  # the machine has no process, memory or file left: those at work go on
+            self._resting, self._last_words = time.monotonic() + PAUSE, f"{error}"
+            self._early_deaths += not self._threads
+            return
         name = f"local-{self._number}-{worker.process.pid}"
         self._number += 1
         self._threads[name] = threading.Thread(target=self._attend, args=(name, worker), name=name)

@@ -84,20 +84,25 @@ class Worker:
     @classmethod
     def start(cls, threads: int) -> Worker:
         """A new process with `threads` threads for its arithmetic."""
-        ours, theirs = socket.socketpair()
-        life_end, lifeline = os.pipe()
-        words = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe would block a worker that says much)
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "service.executors.worker", str(theirs.fileno()), str(life_end)],
-            pass_fds=[theirs.fileno(), life_end],
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
-            start_new_session=True,  # Ctrl-C is the driver's to handle
-        )
-        theirs.close()
-        os.close(life_end)
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.callback(theirs.close)
+            life_end, lifeline = os.pipe()
+            stack.callback(os.close, life_end)
+            words = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe would block a worker that says much)
+            kept = stack.enter_context(contextlib.ExitStack())  # closed where no process comes of it
+            for close in (ours.close, words.close, lambda: os.close(lifeline)):
+                kept.callback(close)
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "service.executors.worker", str(theirs.fileno()), str(life_end)],
+                pass_fds=[theirs.fileno(), life_end],
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+                start_new_session=True,  # Ctrl-C is the driver's to handle
+            )
+            kept.pop_all()
         return cls(process, Connection(ours.detach()), lifeline, words, threads)
 
     def alive(self) -> bool:

@@ -7,6 +7,7 @@ What is compared is every number of every trial, to the last bit. Processes are 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ import pytest
 
 from service.controller import SearchFailed
 from service.driver import Result, resume, run
+from service.executors import local
 from service.executors.local import Bench
 from service.executors.worker import Worker
 from service.spec import check
@@ -378,6 +380,35 @@ def test_workers_that_cannot_start_end_the_search_with_their_last_words(store, t
     assert found["state"] == "failed"
     assert "no engine here" in found["why"]
     assert found["why"].endswith("(exit code 1)")  # it raised, and nothing killed it
+
+
+@pytest.mark.usefixtures("_nothing_left")
+@pytest.mark.parametrize("failures", [3, 10**6], ids=["a while", "for ever"])
+def test_processes_that_cannot_be_had_are_tried_again_and_leave_nothing_open(
+    store, truth, short, monkeypatch, failures
+):
+    """One worker is there already, or the machine has no room for any."""
+    monkeypatch.setattr(local, "PAUSE", 0.02)
+    real, tried = subprocess.Popen, 0
+
+    def scarce(*args, **options):
+        nonlocal tried
+        tried += 1
+        if (failures > 3 or tried > 1) and tried <= 1 + failures:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(*args, **options)
+
+    spec = {**short, "resources": {**short["resources"], "workers": 2}}
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", scarce)
+        if failures > 3:
+            with pytest.raises(SearchFailed, match=r"no worker process could start.*temporarily unavailable"):
+                searched(store, spec, "local")
+        else:
+            assert searched(store, spec, "local")[1] == truth(short)
+    assert tried >= 3
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.usefixtures("_nothing_left")
