@@ -7,13 +7,14 @@ JOBS ?= 2
 ALONE := tests/service/test_executors.py
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo cluster test test-long lint format bench clean
+.PHONY: help install demo cluster test test-slow test-long lint format bench clean
 
 help:
 	@echo "make demo       the main job on UCI digits: four arms, one table, two pictures (about three minutes)"
 	@echo "make cluster    a cluster on one machine that loses a node, a runner and the API, and no trial (two minutes)"
-	@echo "make test       all quick tests, two files at a time (JOBS=4: four)"
-	@echo "make test-long  the tests that take minutes"
+	@echo "make test       the quick tests, two files at a time (JOBS=4: four)"
+	@echo "make test-slow  the tests of whole programs, and the thorough ones (a quarter of an hour)"
+	@echo "make test-long  the tests that take minutes each"
 	@echo "make lint       ruff, mypy"
 	@echo "make bench      throughput side by side with other systems (about five minutes)"
 	@echo "make format     rewrite the code in the project's format"
@@ -36,8 +37,11 @@ cluster: $(STAMP)
 	@bash examples/cluster/run.sh
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore=$(ALONE)
-	@$(BIN)/python -m pytest $(ALONE)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-slow: $(STAMP)
+	@$(BIN)/python -m pytest -m 'slow and not long' -n $(JOBS) --dist loadfile --ignore=$(ALONE)
+	@$(BIN)/python -m pytest -m 'slow and not long' $(ALONE)
 
 test-long: $(STAMP)
 	@$(BIN)/python -m pytest -m long

@@ -252,6 +252,7 @@ def ran(*arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_an_unknown_device_is_a_usage_error():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -92,6 +92,7 @@ def test_the_verdict_says_what_was_found() -> None:
     assert "does not win: cmaes ends with a smaller one. It beats tpe. Not told apart from it: random" in lost
 
 
+@pytest.mark.slow
 def test_a_quick_run_tells_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study.main(["--quick", "--seeds", "2", "--json", "--picture", str(tmp_path / "found.png")])
     told = json.loads(capsys.readouterr().out)

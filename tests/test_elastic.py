@@ -105,6 +105,7 @@ def test_a_part_is_measured_alone(monkeypatch):
     assert elastic_tables.tables(found).count("## ") == 1
 
 
+@pytest.mark.slow
 def test_a_column_of_lanes_ends_where_time_does():
     case = elastic_cases.Case(network=MLP(layers=1, width=4), shape=(3,), batch=2, device=torch.device("cpu"))
     rows = elastic.lanes(case, dataclasses.replace(SMALL, patience=0.0), peak_gflops=1.0)
@@ -127,6 +128,7 @@ def strided_cases(kinds):
     return list(elastic_strides.cases(SMALL_STRIDES, kinds, SMALL_STRIDES.multiplier, torch.device("cpu")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shrink", "resize", "spectral"])
 def test_plain_cropped_and_unshrunk_maps_are_the_same_function_at_whole_strides(kind):
     for case in strided_cases([kind]):
@@ -137,6 +139,7 @@ def test_plain_cropped_and_unshrunk_maps_are_the_same_function_at_whole_strides(
             torch.testing.assert_close(shrunk, plain, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_flops_of_each_form_are_those_that_its_costs_foretell():
     for case in strided_cases(SMALL_STRIDES.kinds):
         for s in SMALL_STRIDES.strides:
@@ -178,6 +181,7 @@ def test_bundles_by_stride_hold_every_lane_as_it_is_in_one_bundle():
     assert row["striding_flops_gain"] >= row["bundled_flops_gain"] > 1
 
 
+@pytest.mark.slow
 def test_graphs_are_compared_with_networks_of_as_many_parameters():
     for network, topology, shape in SMALL_GRAPHS.networks:
         case = elastic_graphs.case_of(network, topology, shape, SMALL_GRAPHS.batch, torch.device("cpu"))
@@ -225,6 +229,7 @@ def test_a_kind_of_stride_is_measured_lane_by_lane():
     assert "| resize | " in strides.table([row])
 
 
+@pytest.mark.slow
 def test_slopes_beside_a_whole_stride_are_those_of_the_lane_there():
     task, few = strides.load("uci/digits-images"), dataclasses.replace(FEW, epochs=1)
     plan = strides.plan_of(task, "shrink", few, 0, moves=False)

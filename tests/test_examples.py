@@ -34,6 +34,7 @@ def run_script(name: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_data
 def test_mnist_width_meets_its_bound(tmp_path):
     small = ["--set", "task.rows=600", "--set", "budget.trials=4", "--set", "training.epochs=1"]
@@ -51,6 +52,7 @@ def test_mnist_width_meets_its_bound(tmp_path):
         assert outcome.metrics["discretisation_gap"] == 0
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_has_its_three_gates_moved():
     text = run_script("own_network.py")
     for gate in ("smooth", "sharp", "mixed"):
@@ -59,6 +61,7 @@ def test_a_network_of_ones_own_has_its_three_gates_moved():
     assert 0 < parameters <= 600
 
 
+@pytest.mark.slow
 def test_an_ordinary_network_is_made_continuous_and_comes_back_plain():
     text = run_script("make_continuous.py")
     assert "width.2.first 6.4 to 64" in text
@@ -66,6 +69,7 @@ def test_an_ordinary_network_is_made_continuous_and_comes_back_plain():
     assert "continua" not in text.split("as plain Python")[1].lower().replace("made-continuous", "")
 
 
+@pytest.mark.slow
 def test_digits_conv_ends_at_real_widths_strides_and_depths(tmp_path):
     small = ["--set", "budget.trials=2", "--set", "training.epochs=2", "--executor", "here"]
     spec = str(ROOT / "examples" / "digits-conv.yaml")
@@ -83,6 +87,7 @@ def test_digits_conv_ends_at_real_widths_strides_and_depths(tmp_path):
         assert outcome.metrics["forward_flops"] <= 1e6
 
 
+@pytest.mark.slow
 def test_digits_topology_finds_graphs_with_a_path(tmp_path, capsys):
     text = (ROOT / "examples" / "digits-topology.yaml").read_text()
     small = (

@@ -145,6 +145,7 @@ def test_no_module_of_a_layer_loads_what_its_machines_may_lack(layer):
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_service_without_ray_loads_no_ray():
     homes = {home for library in SERVICE_BARE for home in HOMES.get(library, set())}
     names = [str(path.relative_to(ROOT)) for path in sources("service")]

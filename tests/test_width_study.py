@@ -12,6 +12,8 @@ import torch
 
 from search_spaces.cost import mlp_flops
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(Path(__file__).parent.parent / "examples"))  # as running the script would
 width_baselines, width_study, width_tables = map(
     importlib.import_module, ("width_baselines", "width_study", "width_tables")

@@ -151,6 +151,7 @@ def test_the_space_names_what_strides_and_each_row_of_blocks(name: str) -> None:
     torch.testing.assert_close(gated(example), module(example), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shrink", "resize", "spectral"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_whole_strides_and_depths_it_is_the_network_that_one_would_write(name: str, kind: str) -> None:

@@ -61,6 +61,7 @@ def test_every_edge_that_is_kept_is_drawn_and_labelled_and_no_other(name: str, t
     assert all(found[node] == 1 for node in nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_a_picture_is_whole_and_has_ink(name: str, tmp_path: Path) -> None:
     draw(TOPOLOGIES[name], hard(TOPOLOGIES[name])[1], tmp_path / "graph.png")
@@ -86,6 +87,7 @@ def test_grades_between_are_thinner_and_only_halves_are_labelled(tmp_path: Path)
     assert text.count("stroke-dasharray") == 1  # the skip
 
 
+@pytest.mark.slow
 def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
     """In another process, too."""
     grades = hard(WOVEN)[1]

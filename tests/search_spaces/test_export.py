@@ -88,6 +88,7 @@ FEW = {"widths": ("resnet",), "strides, depths and graphs": ("residual_shrink",)
 OPERATIONS = ("sliced", "residual_shrink", "convnet_spectral", "graphon_rows", "fabric_odd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", list(NETWORKS))
 @pytest.mark.parametrize("suffix", list(FORMATS))
 def test_read_back_it_is_the_relaxed_network(suffix: str, what: str, tmp_path: Path) -> None:

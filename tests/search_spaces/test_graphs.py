@@ -140,6 +140,7 @@ def test_the_gates_are_the_topology_and_then_the_widths(case: Case) -> None:
     assert list(gates_of(case.module)) == ["topology", *first(len(case.widths))]
 
 
+@pytest.mark.slow
 def test_the_plain_network_is_the_relaxed_one_at_hard_grades(case: Case) -> None:
     """Outputs, and gradients: those of what is kept equal the plain network's, all others are 0. None of the plain
     network's weights is dead."""

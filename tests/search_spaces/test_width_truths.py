@@ -187,6 +187,7 @@ def test_a_gate_and_its_outgoing_weights_feel_the_same_pull(loss: str) -> None:
         assert float(point[0] * slope[0]) == pytest.approx(float(point[1:] @ slope[1:]), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_gradient_flow_conserves_the_square_of_a_gate_less_that_of_its_weights(loss: str) -> None:
     """m^2 - ||W||^2 along the flow, by Runge-Kutta's method of fourth order: its drift falls with the step's power."""

@@ -83,6 +83,7 @@ def test_a_search_that_is_over_is_told_whole(api: Api) -> None:
     assert "id" not in found[-1]
 
 
+@pytest.mark.slow
 def test_a_watcher_that_comes_back_misses_nothing_and_sees_nothing_twice(api: Api) -> None:
     search_id = search_in(api, DONE)
     whole = [f"1-{seq}" for seq in range(6)]

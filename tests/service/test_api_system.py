@@ -119,6 +119,7 @@ def test_an_address_that_cannot_be_bound_is_said_so(api: Api) -> None:
             make_server(api.store, api.board, host=host, port=0, access=api.access)
 
 
+@pytest.mark.slow
 def test_the_first_start_makes_a_token_and_a_signal_ends_it(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom service.api.serve import serve\n"

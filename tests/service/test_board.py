@@ -275,6 +275,7 @@ def _process(url: str, runner: str, gate: Any, results: Any) -> None:
     board.close()
 
 
+@pytest.mark.slow
 def test_four_processes_at_once_get_one_lease_a_job(rig: Rig) -> None:
     for n in range(40):
         rig.board.post(job(f"s{n}"))

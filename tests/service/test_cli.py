@@ -223,6 +223,7 @@ def test_a_damaged_spec_is_told(done: tuple[Path, str], tmp_path: Path, capsys: 
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_goes_away_is_no_error(unbuffered: str, done: tuple[Path, str]) -> None:
     sql = "SELECT a.number FROM trials a, trials b, trials c, trials d, trials e, trials f"
@@ -265,6 +266,7 @@ def on_a_terminal(arguments: list[str], **environment: str) -> tuple[int, str]:
     return process.returncode, said.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_styles_unless_it_is_dumb_and_no_binary(done: tuple[Path, str]) -> None:
     arguments = ["list", "--store", str(done[0])]
     assert "\x1b[" in on_a_terminal(arguments, TERM="xterm", COLUMNS="200")[1]
@@ -355,6 +357,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return found
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:
     spec = python(tmp_path, "time.sleep(0.01 if trial.number < 2 else 60); return 1.0", "sleeper")
     command = [*PROGRAM, "run", str(spec), "--store", "st", "--executor", "here", "--set", "resources.lanes=1"]

@@ -19,6 +19,8 @@ from service.verdict import in_words, paired
 from trials.query import query
 from trials.store import NotFound, Store
 
+pytestmark = pytest.mark.slow
+
 WIDTH = {"type": "width", "low": 2, "high": 24}
 BASE = {
     "task": "uci/iris",

@@ -301,6 +301,7 @@ def dies_by_company(bundle: Bundle) -> bool:
     return 4 in [t.number for t in bundle.trials] and len(bundle.trials) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("untold", ["closed", "begun", "absent"])
 def test_from_every_prefix_of_the_log_the_same_trials_are_reached(search, tmp_path, untold):
     company: dict[str, Any] = {"ending": ending_by_company, "dies": dies_by_company}

@@ -92,6 +92,7 @@ def edited(search: SearchStore, epoch: int, lot: int) -> Controller:
     return controller
 
 
+@pytest.mark.slow
 def test_a_search_whose_goal_changes_is_replayed_exactly_from_prefixes_of_its_log(search, tmp_path):
     controller = edited(search, 1, lot=5)
     assert controller.progress().done

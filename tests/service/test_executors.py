@@ -35,6 +35,8 @@ from trials.query import query
 from trials.records import Ending
 from trials.store import Held, SearchStore, Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LONG = {"optimizer": "sgd", "momentum": 0.5, "epochs": 40}
 TPE = {"sampler": {"kind": "tpe", "startup": 6}, "batch": 8}  # asks by what it was told, so a lost outcome would show

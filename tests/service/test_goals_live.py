@@ -20,6 +20,8 @@ from service.summary import summary
 from trials.records import Ending
 from trials.store import SearchStore, Store
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVE = """
 import os
 import subprocess

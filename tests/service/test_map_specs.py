@@ -85,6 +85,7 @@ def test_they_round_trip_and_match_the_schema(name: str) -> None:
     jsonschema.validate(read.to_dict(), spec_schema())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way", "moved"),
     [*((name, "per_lane", True) for name in SOUND), *((name, "unfolded", False) for name in ("strides", "graphon"))],

@@ -147,6 +147,7 @@ def test_every_kind_runs_from_its_spec_and_reports_where_it_went(name: str, tmp_
     assert {f"arch.{n}" for n in ("width.0", *space)} <= set(reports.column_names)
 
 
+@pytest.mark.slow
 def test_the_sampler_chooses_where_a_moved_rate_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(laid_over(BASE, {"space": {"lr": RATE}, "training": {"epochs": 4}})))

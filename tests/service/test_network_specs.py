@@ -288,6 +288,7 @@ def test_a_plan_leaves_the_users_code_at_home(folder: Path) -> None:
     assert pickle.loads(abroad).rounded(point) == plan.rounded(point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["here", "local"])
 @pytest.mark.parametrize("name", ["network", "branching"])
 def test_own_networks_train_traced_or_not(folder: Path, name: str, executor: Any) -> None:
@@ -330,6 +331,7 @@ def test_trainings_in_which_nothing_could_move_and_batches_beyond_the_rows_are_t
     assert [note.split(":")[0] for note in notes] == ["objective", "search.hypergradient", "training.batch_size"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["per_lane", "grouped"])
 def test_dropout_is_the_same_in_any_company(folder: Path, way: str) -> None:
     """It draws from its lane's own numbers, and trains lane by lane whatever the way."""

@@ -15,6 +15,8 @@ from ray_cases import ROOT, until
 
 from service.executors.ray_cluster import Head, Node, NotStarted, node_here
 
+pytestmark = pytest.mark.slow
+
 OWNER = """
 import sys
 from service.executors.ray_cluster import Head

@@ -18,6 +18,8 @@ from service.goal import Edit, change
 from trials.records import Ending
 from trials.store import SearchStore
 
+pytestmark = pytest.mark.slow
+
 GATED = """
 import os, time
 from pathlib import Path

@@ -73,6 +73,7 @@ def drive(place: Place) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             pipe.close()
 
 
+@pytest.mark.slow
 def test_what_the_users_code_prints_stays_out_of_the_channel(place, drive):
     (place.path / "noisy_objective.py").write_text(NOISY)
     search = place.submit("noisy", trials=4, task="noisy_objective:objective")
@@ -102,6 +103,7 @@ def test_a_driver_ends_with_its_runner_and_so_do_its_workers(place, drive):
     until(lambda: not [pid for pid in worker if alive(pid)], 10)
 
 
+@pytest.mark.slow
 def test_every_fault_of_a_spec_is_why_it_failed(place, drive):
     broken = {
         "task": "runner_objectives:quik",
@@ -120,6 +122,7 @@ def test_every_fault_of_a_spec_is_why_it_failed(place, drive):
 # -- runners -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_runner_leaves_nothing_behind_and_another_goes_on(place):
     search = place.submit("sphere", trials=24)
     with runner(place, "one") as one:

@@ -78,6 +78,7 @@ def noisy(seed: int, noise: float) -> Callable[[Point, int], float]:
 # -- what both do ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_comes_to_the_best_sizes(kind: str) -> None:
     """From 22, 22; noise as large as the loss at 1.4 times the best sizes."""

@@ -18,6 +18,8 @@ from trials.query import query
 from trials.records import Ending
 from trials.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVE = """
 import os

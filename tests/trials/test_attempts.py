@@ -151,6 +151,7 @@ def test_a_part_that_got_lost_is_damage(search: SearchStore) -> None:
     assert [damage.path for damage in search.damaged] == [lost]
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_an_attempt_is_found_and_costs_that_segment_alone(search: SearchStore) -> None:
     writer = search.attempt_writer("b0", 0)
     writer.append(outcome(0))

@@ -46,6 +46,7 @@ def test_the_mean_comes_to_the_best_sizes(optimizer: str) -> None:
     np.testing.assert_allclose(np.log(descent.mean / BEST), 0.0, atol=0.2)
 
 
+@pytest.mark.slow
 def test_what_is_recommended_is_better_than_the_luckiest_sample() -> None:
     """The noise is that of the loss at sizes 1.5 times the best ones; over ten seeds."""
     regret: dict[str, list[float]] = {"process": [], "luckiest": []}
@@ -147,6 +148,7 @@ def test_points_are_scaled_back_along_the_diagonal() -> None:
     np.testing.assert_allclose([cost(z) for z in kept[over]], 0.0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_best_on_the_bound_is_found() -> None:
     """min -(log a + 3 log b) subject to a + b <= 80: a = 20, b = 60."""
     descent = descent_of(excess=lambda z: z.sum() / 80 - 1, start=[64, 8], pairs=8)

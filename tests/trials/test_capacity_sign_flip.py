@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))  # as running a scr
 capacity_sign_flip = importlib.import_module("capacity_sign_flip")
 
 
+@pytest.mark.slow
 def test_a_new_neuron_hurts_at_first_and_helps_in_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "flip.png"
     capacity_sign_flip.main(["--teachers", "2", "--candidates", "24", "--json", "--picture", str(picture)])

@@ -227,6 +227,7 @@ def test_a_search_over_dropout_completes() -> None:
     assert max(values[:3]) < math.log(10) / 2  # it has learned something, noise or not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["backprop", "feedback"])
 def test_a_lane_with_dropout_does_not_depend_on_its_bundle(learner: str) -> None:
     plan = plan_of(training=Training(batch_size=BATCH, epochs=1, lr=0.1, momentum=0.9, learner=learner), seeds=2)

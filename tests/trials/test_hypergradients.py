@@ -377,6 +377,7 @@ def test_the_value_is_the_metric_and_the_price_of_the_network() -> None:
         assert outcome.value == 2 * (4 * m + m * n + n * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("membership", list(MEMBERSHIPS))
 @pytest.mark.parametrize("pull", [1.0, -1.0])
 def test_no_membership_leaves_the_range_of_its_width(membership: str, pull: float) -> None:

@@ -95,6 +95,7 @@ def same(kept: Kept, store: Store) -> None:
         assert found.to_pylist() == expected.to_pylist()
 
 
+@pytest.mark.slow
 def test_what_did_not_change_is_not_read_again(store: Store) -> None:
     kept = Counted(store)
     same(kept, store)
@@ -125,6 +126,7 @@ def paused(search: SearchStore) -> None:
     search.set_goal(Goal(version=search.goal_version() + 1, state="pause"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("search_id", "change"),
     [("new-1", started), ("new-1", paused), ("done-1", told), ("live-1", told), ("live-1", closed_untold)],
@@ -190,6 +192,7 @@ def test_who_drives_a_search_is_looked_at_every_time(store: Store) -> None:
     assert kept.again() == []
 
 
+@pytest.mark.slow
 def test_searches_come_and_go(store: Store, tmp_path: Path) -> None:
     kept = Counted(store)
     same(kept, store)

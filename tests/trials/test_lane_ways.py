@@ -304,6 +304,7 @@ def test_one_gate_may_outgrow_its_room_while_another_shrinks(way: str) -> None:
 # -- growth ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("growth", ["zero", "scaled", "net2net", "gradmax"])
 @pytest.mark.parametrize("case", ["convnet", "residual", "residual of rows"])
 @pytest.mark.parametrize("way", WAYS[1:])

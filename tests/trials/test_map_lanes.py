@@ -112,6 +112,7 @@ def journey(way: str, name: str, rule: str) -> list[Tensor]:
     return [*answers, lanes.predict(batch_of(case.shape, 100)[0])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 @pytest.mark.parametrize(("way", "rule"), [("grouped", "sgd"), ("unfolded", "adamw")])
 def test_ways_agree_while_strides_depths_and_edges_move(way: str, name: str, rule: str) -> None:

@@ -66,6 +66,7 @@ NETWORKS = [(name, None) for name in METHODS] + [(name, DEEP) for name in QUICK]
 NETWORKS += [pytest.param(name, DEEP, marks=pytest.mark.long) for name in METHODS if name not in QUICK]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "network"), NETWORKS)
 def test_what_is_charged_is_what_is_counted(name: str, network: Network | None) -> None:
     plan, points = plan_of(*METHODS[name], network)
@@ -78,6 +79,7 @@ def test_what_is_charged_is_what_is_counted(name: str, network: Network | None) 
     assert all(o.spent.executed_flops <= most_flops(plan, p) for o, p in zip(outcomes, points, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_has_as_many_steps_and_its_flops_whatever_moves_it(name: str) -> None:
     """A method that trains takes the run's own steps: what the network is trained by is charged once."""

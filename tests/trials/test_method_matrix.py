@@ -86,6 +86,7 @@ def test_a_derivative_through_training_equals_finite_differences(name: str, way:
     assert (found.state is None) == (method == "ahead")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [m for m in THROUGH if m != "ahead"])
 @pytest.mark.parametrize(("name", "way"), PAIRS)
 def test_it_leaves_the_training_where_its_steps_lead(name: str, way: str, method: str) -> None:

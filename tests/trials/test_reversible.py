@@ -164,6 +164,7 @@ def test_training_tells_what_it_remembered() -> None:
 # -- the way back ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "dtype"), [(quadratic, torch.float64), (network, torch.float32)])
 def test_the_start_is_found_bit_for_bit(loss: Loss, dtype: torch.dtype) -> None:
     """After 1000 steps, at ratios that are small, that are not, and at none."""

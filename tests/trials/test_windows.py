@@ -49,6 +49,7 @@ def outcomes(records: list[Report | Outcome]) -> list[Outcome]:
     return [record for record in records if isinstance(record, Outcome)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [7, 22])
 def test_a_window_that_leads_beyond_several_stops_is_reported_once(every: int) -> None:
     plan = plan_of(Residual(stages=1, width=4), {"lr": RATE}, Method(kind="unrolled", every=every, warmup=0))
@@ -59,6 +60,7 @@ def test_a_window_that_leads_beyond_several_stops_is_reported_once(every: int) -
     assert records[-1].spent.executed_flops <= most_flops(plan, {"lr": 0.05})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WINDOWED)
 def test_norms_remember_each_batch_once(name: str) -> None:
     """At an outer rate of 0 a method's own steps are the plain ones, and so are the statistics that they leave."""
@@ -138,6 +140,7 @@ def test_the_last_move_of_a_falling_schedule_moves() -> None:
     assert jumps == pytest.approx([0.01, 0.005], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("membership", "activation"), [("band", "silu"), ("fuzzy", "relu"), ("nested", "tanh")])
 def test_lanes_laid_out_alike_are_themselves_alone(membership: str, activation: str) -> None:
     """In batches of 32 and 64, for which torch multiplies a single pair of matrices otherwise than several."""
