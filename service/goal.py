@@ -1,4 +1,4 @@
-"""Changing what is wanted of a search: pause, resume, stop, cancel, scale, extend and narrow, checked as a whole.
+"""Changing what is wanted of a search (pause, resume, stop, cancel, scale, extend, narrow, prioritise), all checked.
 
     >>> goal = wanted(search)                                     # the latest version; 0 is the spec's own
     >>> change(search, Edit(verb="scale", workers=3), by="ada")   # version + 1, durable on return
@@ -17,28 +17,31 @@ from typing import Any, Self
 
 from search_spaces import Space
 from search_spaces.faults import Invalid, unknown
+from service.board.contract import PRIORITIES
 from service.spec import Budget
 from trials.goals import STATES, Goal
 from trials.store import OVER, Conflict, SearchStore
 
-VERBS = ("pause", "resume", "stop", "cancel", "scale", "extend", "narrow")
+VERBS = ("pause", "resume", "stop", "cancel", "scale", "extend", "narrow", "prioritise")
 TAKES_UP = ("resume", "extend")  # verbs that give a search to whoever may run it
 MOST_WORKERS = 100_000
 _STATES = {"pause": "pause", "resume": "run", "stop": "stop", "cancel": "cancel"}
-_FIELDS = {"scale": "workers", "extend": "budget", "narrow": "space"}
-_AT_WORK = ("pause", "stop", "cancel", "scale")  # what makes no sense once a search is over
+_FIELDS = {"scale": "workers", "extend": "budget", "narrow": "space", "prioritise": "priority"}
+_AT_WORK = ("pause", "stop", "cancel", "scale", "prioritise")  # what makes no sense once a search is over
 _REPLAYED = ("capacity", "cmaes")  # samplers that rebuild their steps from all points, in the ranges of the spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
     """One change. `scale` takes `workers`; `extend` a `budget`, of which every part is the new total, or text such as
-    "+64" for so much more; `narrow` a `space`: for each parameter that changes, the keys that change."""
+    "+64" for so much more; `narrow` a `space`: for each parameter that changes, the keys that change; `prioritise` a
+    `priority`."""
 
     verb: str
     workers: int | None = None
     budget: Mapping[str, float | str] | None = None
     space: Mapping[str, Any] | None = None
+    priority: int | None = None
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -67,6 +70,8 @@ class Edit:
             return [*found, f"goal.{needed}: `{self.verb}` needs it, but it is missing; add it."]
         if needed == "workers":
             found += _workers_faults(self.workers)
+        elif needed == "priority":
+            found += priority_faults("goal.priority", self.priority)
         elif needed and not (isinstance(getattr(self, needed), Mapping) and getattr(self, needed)):
             example = "{trials: 512}" if needed == "budget" else "{lr: {high: 0.1}}"
             found.append(f"goal.{needed}: must be a mapping such as {example}, but got {getattr(self, needed)!r}.")
@@ -122,6 +127,8 @@ def edited(goal: Goal, edit: Edit, spec: Mapping[str, Any], *, version: int, by:
     elif edit.budget is not None:
         new["budget"] = extended(goal.budget, edit.budget)
         new["state"] = "run" if goal.state == "stop" else goal.state  # more of what was stopped is wanted
+    elif edit.priority is not None:
+        new["priority"] = edit.priority
     elif edit.space is not None:
         new["space"] = narrowed(goal.space or spec.get("space", {}), edit.space, spec)
     assert new["state"] in STATES
@@ -211,6 +218,14 @@ def _narrow_faults(where: str, before: Mapping[str, Any], changes: Mapping[str, 
         else:
             found.append(f"{where}.{key}: only low, high and options can be narrowed, but got {key}={value!r}.")
     return found
+
+
+def priority_faults(where: str, priority: object) -> list[str]:
+    """What is wrong with a search's priority."""
+    if isinstance(priority, int) and not isinstance(priority, bool) and priority in PRIORITIES:
+        return []
+    rule = f"must be a whole number from {PRIORITIES.start} to {PRIORITIES.stop - 1}"
+    return [f"{where}: {rule}, the greater the sooner, but got {priority!r}."]
 
 
 def _workers_faults(workers: object) -> list[str]:

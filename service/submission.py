@@ -27,8 +27,9 @@ from typing import Any
 
 from search_spaces.faults import Invalid, unknown
 from search_spaces.networks import Own
-from service.board.contract import PRIORITIES, PRIORITY, Board, Job, Unreachable
+from service.board.contract import PRIORITY, Board, Job, Unreachable
 from service.board.rebuild import posted
+from service.goal import priority_faults
 from service.rules import METRICS
 from service.spec import SearchSpec
 from trials import layout, rows, segments
@@ -185,10 +186,7 @@ def _decided(spec: SearchSpec) -> SearchSpec:
 
 def _beside_faults(request: Request, store: Store, key: str | None) -> list[str]:
     """What is wrong with what comes beside the spec."""
-    found, priority, code = [], request.priority, request.code
-    if not isinstance(priority, int) or isinstance(priority, bool) or priority not in PRIORITIES:
-        rule = f"must be a whole number from {PRIORITIES.start} to {PRIORITIES.stop - 1}"
-        found.append(f"priority: {rule}, the greater the sooner, but got {priority!r}.")
+    found, code = priority_faults("priority", request.priority), request.code
     if request.name is not None and not (isinstance(request.name, str) and request.name):
         found.append(f"name: must be text, but got {request.name!r}.")
     if key is not None and not _KEY.fullmatch(key):

@@ -28,7 +28,8 @@ class Goal:
 
     `state`: run; pause (ask nothing more, let bundles finish, keep it for later); stop (the same, for good); cancel
     (end what runs). `workers` is the number of worker slots, `budget` the spec's section, `space` the narrowed space
-    as plain data (None: the spec's). `verb` is what made this version, `by` who, `at` when (Unix seconds).
+    as plain data (None: the spec's), `priority` that against other searches (None: as it was submitted). `verb` is what
+    made this version, `by` who, `at` when (Unix seconds).
     """
 
     version: int = 0
@@ -36,6 +37,7 @@ class Goal:
     workers: int = 1
     budget: Mapping[str, float] = field(default_factory=dict)
     space: Mapping[str, Any] | None = None
+    priority: int | None = None
     verb: str = "submit"
     by: str = ""
     at: float = 0.0

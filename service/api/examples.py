@@ -49,6 +49,7 @@ GOAL = _object(
         "workers": _WHOLE,
         "budget": {"type": "object"},
         "space": {"type": ["object", "null"]},
+        "priority": {"type": ["integer", "null"]},
         "verb": _TEXT,
         "by": _TEXT,
         "at": _REAL,
@@ -56,7 +57,15 @@ GOAL = _object(
     search_id=_TEXT,
     note=_TEXT,
 )
-_GOAL = {"version": 1, "state": "run", "workers": 4, "budget": {"trials": 256}, "space": None, "verb": "scale"}
+_GOAL = {
+    "version": 1,
+    "state": "run",
+    "workers": 4,
+    "budget": {"trials": 256},
+    "space": None,
+    "priority": None,
+    "verb": "scale",
+}
 GOAL_EXAMPLE = {"search_id": ID, **_GOAL, "by": "ada", "at": 1764122400.0}
 _ROW = {
     "search_id": ID,
@@ -142,7 +151,7 @@ SEARCH = answer(
     {"search_id": ID, "name": "digits-width", "state": "running", "asked": 32, "trials": {"complete": 24}, "spent": {}},
     headers=("ETag",),
 )
-_EDIT = {"verb": {"enum": ["pause", "resume", "stop", "cancel", "scale", "extend", "narrow"]}}
+_EDIT = {"verb": {"enum": ["pause", "resume", "stop", "cancel", "scale", "extend", "narrow", "prioritise"]}}
 EDIT = body(
     {
         **_object(
@@ -150,6 +159,7 @@ EDIT = body(
             workers={"type": ["integer", "null"], "minimum": 1},
             budget={"type": ["object", "null"]},
             space={"type": ["object", "null"]},
+            priority={"type": ["integer", "null"], "minimum": 1, "maximum": 100},
         ),
         "additionalProperties": False,
     },

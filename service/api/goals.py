@@ -18,7 +18,7 @@ from service.api.desk import AWAY, Desk, desk_of
 from service.api.guard import MayRead, MaySubmit
 from service.api.problems import Problem, documented
 from service.api.searches import etag, search_path
-from service.board.rebuild import for_runners, posted
+from service.board.rebuild import for_runners, mirrored, posted
 from service.goal import Edit, change, wanted
 from trials.store import Conflict, Goal, NotFound, SearchStore
 
@@ -46,7 +46,7 @@ async def get_goal(request: Request, who: MayRead, search_id: str = search_path(
 @router.patch(
     "/searches/{search_id}/goal",
     status_code=202,
-    summary="Pause, resume, stop, cancel, scale, extend or narrow a search",
+    summary="Pause, resume, stop, cancel, scale, extend, narrow or prioritise a search",
     openapi_extra=examples.EDIT,
     responses={
         202: examples.EDITED,
@@ -101,7 +101,7 @@ def _told(desk: Desk, search: SearchStore, goal: Goal) -> bool:
     """Tell the board of a goal that is durable; whether it knows."""
     with contextlib.suppress(*AWAY):
         try:
-            desk.board.control(search.id, goal=goal.version, wanted=goal.state, workers=goal.workers)
+            desk.board.control(search.id, **mirrored(goal))
         except NotFound:
             desk.board.post(posted(search))
         return True

@@ -120,9 +120,9 @@ class Board(Protocol):
         after; with `blame`, `failures` goes up. Raises `LeaseLost`."""
 
     def control(self, search_id: str, *, goal: int, wanted: str, workers: int, priority: int | None = None) -> Job:
-        """Take over what the store's goal says now: at a higher version than is known, `over`, `why`, `failures`,
-        `waits` and `by_hand` are cleared; at another one only `priority` is taken. The lease is left alone: who has it
-        looks at the goal."""
+        """Take over what the store's goal says now, where its version is higher than what is known; `over`, `why`,
+        `failures`, `waits` and `by_hand` are cleared then, and without a `priority` the job's own is kept. The lease is
+        left alone: who has it looks at the goal."""
 
     def get(self, search_id: str) -> Job:
         """One job as it stands."""

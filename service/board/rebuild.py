@@ -3,8 +3,8 @@
     >>> rebuild(store, board)       # how many searches were posted, or told of a later goal; 0 where all is well
     0
 
-The store says what is wanted (`service.goal.wanted`) and how each search ended, so nothing but leases, progress, and
-priorities changed since the posting is lost with a board. A runner of before finds its lease gone (`LeaseLost`).
+The store says what is wanted (`service.goal.wanted`) and how each search ended, so nothing but leases and progress is
+lost with a board. A runner of before finds its lease gone (`LeaseLost`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rebuild(store: Store, board: Board, *, skipped: Callable[[str, Exception], N
             tell(search_id, error)
             continue
         if later:
-            board.control(search_id, goal=later.version, wanted=later.state, workers=later.workers)
+            board.control(search_id, **mirrored(later))
             changed += 1
     for job in sorted(missing, key=lambda job: (job.created, job.id)):
         try:
@@ -67,7 +67,7 @@ def posted(search: SearchStore) -> Job:
         id=search.id,
         name=str(document.get("name", "")),
         owner=str(document.get("owner", "")),
-        priority=int(document.get("priority", PRIORITY)),
+        priority=goal.priority or int(document.get("priority", PRIORITY)),
         workers=goal.workers,
         goal=goal.version,
         wanted=goal.state,
@@ -76,6 +76,11 @@ def posted(search: SearchStore) -> Job:
         created=layout.spec(search.path).stat().st_mtime,
         by_hand=not for_runners(search, document),
     )
+
+
+def mirrored(goal: Goal) -> dict[str, Any]:
+    """What a board knows of a goal, as `Board.control` takes it."""
+    return {"goal": goal.version, "wanted": goal.state, "workers": goal.workers, "priority": goal.priority}
 
 
 def _every(board: Board) -> Iterator[Job]:

@@ -208,8 +208,8 @@ CONTROL = (
 local id, job = ARGV[1], read(ARGV[1])
 if not job then return {'missing'} end
 leave(id, job)
-if ARGV[5] ~= '' then set(id, job, {priority = ARGV[5]}) end
 if tonumber(ARGV[2]) > tonumber(job.goal) then
+  if ARGV[5] ~= '' then set(id, job, {priority = ARGV[5]}) end
   set(id, job, {goal = ARGV[2], wanted = ARGV[3], workers = ARGV[4]})
   set(id, job, {over = '', why = '', failures = '0', by_hand = '0'})
   redis.call('ZREM', P .. 'waiting', id)

@@ -147,12 +147,13 @@ class SQLiteBoard:
         rules.check_goal(goal, wanted, workers, priority)
         with self._writing() as (run, clock):
             job = self._get(run, search_id, clock)
-            new: dict[str, Any] = {} if priority is None else {"priority": priority}
-            if goal > job.goal:
-                new |= {"goal": goal, "wanted": wanted, "workers": workers}
-                new |= {"over": "", "why": "", "failures": 0, "by_hand": False}
-                new |= {} if job.leased else {"runner": "", "until": 0.0}
-            return self._change(run, clock, search_id, **new) if new else job
+            if goal <= job.goal:
+                return job
+            new: dict[str, Any] = {"goal": goal, "wanted": wanted, "workers": workers}
+            new |= {"over": "", "why": "", "failures": 0, "by_hand": False}
+            new |= {} if priority is None else {"priority": priority}
+            new |= {} if job.leased else {"runner": "", "until": 0.0}
+            return self._change(run, clock, search_id, **new)
 
     def get(self, search_id: str) -> Job:
         """See `contract.Board.get`."""

@@ -7,7 +7,7 @@ app          the frame: options that are shared, exit codes
 running      run, compare, report
 looking      list, show, best, query, config show, doctor
 submitting   submit, watch
-controlling  pause, resume, stop, cancel, scale, extend, narrow
+controlling  pause, resume, stop, cancel, scale, extend, narrow, prioritise
 serving      up, serve, work
 tokens       token add, list, revoke
 
@@ -28,7 +28,7 @@ from service.show import say
 
 ORDER = (  # of the commands in `--help`
     *("run", "submit", "list", "show", "watch", "best", "query"),
-    *("pause", "resume", "stop", "cancel", "scale", "extend", "narrow"),
+    *("pause", "resume", "stop", "cancel", "scale", "extend", "narrow", "prioritise"),
     *("compare", "report", "up", "serve", "work", "doctor"),
 )
 __all__ = ["app", "controlling", "looking", "main", "running", "serving", "submitting", "tokens"]

@@ -1,4 +1,4 @@
-"""`pause`, `resume`, `stop`, `cancel`, `scale`, `extend`, `narrow`: what is wanted of a search, by a service or not."""
+"""`pause`, `resume`, `stop` and the other verbs that change what is wanted of a search, by a service or not."""
 
 from __future__ import annotations
 
@@ -91,6 +91,18 @@ def narrow(
     return _change(search, {"verb": "narrow", "space": narrowing(space)}, store, url, output)
 
 
+@app.command()
+def prioritise(
+    search: Search,
+    priority: Annotated[int, typer.Option(metavar="N", help="1 to 100, the greater the sooner.")],
+    store: StoreOption = None,
+    url: UrlOption = None,
+    output: WholeOption = Whole.table,
+) -> int:
+    """Have a search claimed sooner than others, and given more of the worker slots; or later, and fewer."""
+    return _change(search, {"verb": "prioritise", "priority": priority}, store, url, output)
+
+
 def _amount(name: str, text: str) -> float | str:
     """A number as a goal takes it; one that begins with `+` stays text."""
     number = text.removeprefix("+")
@@ -129,7 +141,7 @@ def _tell_board(search: SearchStore, goal: Goal, root: Path) -> bool:
     """Let the store's board know at once, where there is one and the search stands on it; a runner that has the search
     looks at the store in any case."""
     from service.board import Unreachable, open_board
-    from service.board.rebuild import for_runners
+    from service.board.rebuild import for_runners, mirrored
     from service.settings import board_url
     from trials.store import NotFound
 
@@ -140,7 +152,7 @@ def _tell_board(search: SearchStore, goal: Goal, root: Path) -> bool:
         return False
     try:
         with contextlib.closing(open_board(setting.value)) as board:
-            board.control(search.id, goal=goal.version, wanted=goal.state, workers=goal.workers)
+            board.control(search.id, **mirrored(goal))
     except NotFound:
         return False
     except (Unreachable, Invalid, OSError) as error:  # the goal is durable all the same
@@ -161,5 +173,6 @@ def _print(search_id: str, goal: dict[str, Any], output: Whole) -> None:
         ("workers", str(goal["workers"])),
         ("budget", out.values(goal["budget"])),
         *([("space", out.values(space))] if space else []),
+        *([("priority", str(goal["priority"]))] if goal.get("priority") else []),
     ]
     out.print_facts(facts)

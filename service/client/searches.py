@@ -214,6 +214,10 @@ class Search:
         """Ask the trials to come in narrower ranges: `{"lr": {"high": 0.1}}`, or a file with that."""
         return self.edit("narrow", space=calls.narrowing(space))
 
+    def prioritise(self, priority: int) -> dict[str, Any]:
+        """Have it claimed sooner and given more of the slots, or later and fewer: from 1 to 100."""
+        return self.edit("prioritise", priority=priority)
+
     def __repr__(self) -> str:
         return f"<Search {self.id} ({self.state})>"
 

@@ -181,6 +181,10 @@ class AsyncSearch:
         """Ask the trials to come in narrower ranges."""
         return await self.edit("narrow", space=calls.narrowing(space))
 
+    async def prioritise(self, priority: int) -> dict[str, Any]:
+        """Have it claimed sooner and given more of the slots, or later and fewer: from 1 to 100."""
+        return await self.edit("prioritise", priority=priority)
+
     def __repr__(self) -> str:
         return f"<AsyncSearch {self.id} ({self.state})>"
 

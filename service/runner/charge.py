@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.board.contract import Board, Job, LeaseLost
+from service.board.rebuild import mirrored
 from service.goal import wanted
 from service.runner.drivers import Driver
 from trials.store import Damaged, NotFound, SearchStore
@@ -83,7 +84,7 @@ class Charge:
         with contextlib.suppress(NotFound, Damaged):
             goal = wanted(self.search)  # the names may count a version that cannot be read
             if goal.version > self.job.goal:
-                new: dict[str, Any] = {"goal": goal.version, "wanted": goal.state, "workers": goal.workers}
+                new = {name: value for name, value in mirrored(goal).items() if value is not None}
                 board.control(self.job.id, **new)
                 self.job = replace(self.job, **new, failures=0)
 

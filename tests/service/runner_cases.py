@@ -14,6 +14,7 @@ from typing import Any
 
 from search_spaces.faults import Invalid
 from service.board import Board, Job, open_board
+from service.board.rebuild import mirrored
 from service.goal import Edit, change
 from service.runner.work import work
 from trials.store import SearchStore, Store
@@ -86,7 +87,7 @@ class Place:
     def edit(self, search: SearchStore, verb: str, **values: Any) -> None:
         """A change of the goal, in the store and on the board."""
         goal = change(search, Edit(verb=verb, **values), by="ada")
-        self.board.control(search.id, goal=goal.version, wanted=goal.state, workers=goal.workers)
+        self.board.control(search.id, **mirrored(goal))
 
     def status(self, search: SearchStore) -> str:
         return self.board.get(search.id).status

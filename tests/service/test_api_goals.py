@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from api_cases import SPEC, Api, api_at
 
+from service.board.rebuild import posted
 from service.goal import wanted
 from trials.store import NotFound
 
@@ -33,11 +34,14 @@ def test_an_edit_is_stored_and_the_board_is_told(api: Api, goal: str) -> None:
     assert (api.board.get(search_id).goal, api.board.get(search_id).workers) == (1, 5)
     assert ada.patch(goal, json={"verb": "extend", "budget": {"trials": "+64"}}).json()["budget"] == {"trials": 80}
     assert ada.patch(goal, json={"verb": "narrow", "space": {"lr": {"high": 0.5}}}).json()["space"]["lr"]["high"] == 0.5
+    assert ada.patch(goal, json={"verb": "prioritise", "priority": 70}).json()["priority"] == 70
+    assert api.board.get(search_id).priority == 70
+    assert posted(api.store.search(search_id)).priority == 70, "a board that is made anew knows it too"
     assert ada.patch(goal, json={"verb": "pause"}).json()["state"] == "pause"
     assert api.client.get(f"/v1/searches/{search_id}").json()["state"] == "paused"
     assert ada.patch(goal, json={"verb": "resume"}).json()["state"] == "run"
     found = api.as_("read").get(goal)
-    assert (found.json()["version"], found.headers["etag"]) == (5, '"5"')
+    assert (found.json()["version"], found.headers["etag"]) == (6, '"6"')
 
 
 def test_an_edit_for_another_version_changes_nothing(api: Api, goal: str) -> None:

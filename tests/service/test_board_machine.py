@@ -150,8 +150,8 @@ class BoardMachine(RuleBasedStateMachine):
                 self.board.control(id, **what)
             return
         told = self.board.control(id, **what)
-        model.priority = priority or model.priority
         if goal > model.goal:
+            model.priority = priority or model.priority
             model.goal, model.wanted, model.workers = goal, to, workers
             model.over, model.why, model.failures, model.free_from, model.by_hand = "", "", 0, 0.0, False
         self.same(told, model)

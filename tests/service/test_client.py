@@ -198,6 +198,7 @@ def test_every_verb_is_an_edit_of_the_goal() -> None:
     search.scale(3)
     search.extend(trials=512, wall_seconds="+60")
     search.narrow({"lr": {"high": 0.1}})
+    search.prioritise(50)
     search.edit("scale", workers=2, if_version=7)
     assert {request.method for request in played.requests} == {"PATCH"}
     assert {request.url.path for request in played.requests} == {"/v1/searches/played-0a1b2c/goal"}
@@ -206,9 +207,10 @@ def test_every_verb_is_an_edit_of_the_goal() -> None:
         {"workers": 3},
         {"budget": {"trials": 512, "wall_seconds": "+60"}},
         {"space": {"lr": {"high": 0.1}}},
+        {"priority": 50},
         {"workers": 2},
     ]
-    assert [request.headers.get("If-Match") for request in played.requests] == [None] * 7 + ['"7"']
+    assert [request.headers.get("If-Match") for request in played.requests] == [None] * 8 + ['"7"']
 
 
 def test_a_space_to_narrow_to_may_stand_in_a_file(tmp_path: Path) -> None:

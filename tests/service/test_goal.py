@@ -54,8 +54,9 @@ def test_edits_are_laid_over_one_another(search):
     change(search, Edit(verb="scale", workers=3))
     change(search, Edit(verb="extend", budget={"trials": "+16", "wall_seconds": 60}))
     change(search, Edit(verb="narrow", space={"lr": {"high": 0.1}, "kind": {"options": ["a", "c"]}}))
+    change(search, Edit(verb="prioritise", priority=50))
     goal = change(search, Edit(verb="narrow", space={"lr": {"low": 0.05}}))
-    assert (goal.workers, goal.budget) == (3, {"trials": 32, "wall_seconds": 60})
+    assert (goal.workers, goal.budget, goal.priority) == (3, {"trials": 32, "wall_seconds": 60}, 50)
     assert goal.space is not None
     assert goal.space["lr"] == {"type": "float", "low": 0.05, "high": 0.1, "log": True}
     assert goal.space["kind"]["options"] == ["a", "c"]
@@ -114,6 +115,10 @@ def test_twenty_editors_at_once_lose_nothing(search):
         ({"verb": "narrow", "space": {"kind": {"options": ["a", "d"]}}}, ["must be some of ['a', 'b', 'c']"]),
         ({"verb": "narrow", "space": {"lr": {"log": False}}}, ["only low, high and options can be narrowed"]),
         ({"verb": "narrow", "space": {"lr": {"low": 0.5, "high": 0.4}}}, ["space.lr: `low <"]),
+        ({"verb": "prioritise"}, ["goal.priority: `prioritise` needs it, but it is missing"]),
+        ({"verb": "prioritise", "priority": 0}, ["from 1 to 100, the greater the sooner, but got 0."]),
+        ({"verb": "prioritise", "priority": True}, ["goal.priority: must be a whole number"]),
+        ({"verb": "pause", "priority": 9}, ["goal.priority: belongs to `prioritise`, but the verb is `pause`"]),
         ({"verb": "scale", "worker": 3}, ["goal: unknown key 'worker'. Did you mean 'workers'?"]),
     ],
 )
@@ -130,11 +135,11 @@ def test_a_sampler_that_rebuilds_its_steps_cannot_be_narrowed(tmp_path):
     assert "cmaes rebuilds its steps" in told(search, verb="narrow", space={"lr": {"high": 0.1}})[0]
 
 
-@pytest.mark.parametrize("verb", ["pause", "stop", "cancel", "scale"])
+@pytest.mark.parametrize("verb", ["pause", "stop", "cancel", "scale", "prioritise"])
 def test_a_complete_search_has_nothing_left_to_pause_until_it_is_extended(search, verb):
     log = search.log_writer(1)
     log.append("state", {"state": "complete", "why": None, "goal": 0})
-    edit = {"verb": verb, **({"workers": 3} if verb == "scale" else {})}
+    edit = {"verb": verb, **({"scale": {"workers": 3}, "prioritise": {"priority": 3}}.get(verb, {}))}
     assert f"the search is complete, so there is nothing to {verb}; `extend`" in told(search, **edit)[0]
     assert search.state() == "complete"
     change(search, Edit(verb="extend", budget={"trials": 32}))
