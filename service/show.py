@@ -262,7 +262,7 @@ def print_summary(found: Mapping[str, Any], output: str, *, spec: bool) -> None:
         ("name", found["name"]),
         ("state", found["state"] + _owner(found["owner"]) + (f": {found['why']}" if found["why"] else "")),
         *(_spec_facts(found) if spec else []),
-        ("goal", values(goal)),
+        ("goal", values(goal) + (f" (version {found['goal_version']})" if found.get("goal_version") else "")),
         ("trials", f"{endings} of {found['asked']} asked"),
         *(_best_facts(best, found["metric"]) if best else [("best", "-")]),
         ("device", f"{spent['device_seconds']:.1f} s, {spent['wall_seconds']:.1f} s on the wall"),

@@ -17,43 +17,71 @@ from service.show import say
 if TYPE_CHECKING:
     from trials.store import Goal, SearchStore
 
+Version = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Only if the goal is at this version (`show` says which).")
+]
 Total = Annotated[str | None, typer.Option(metavar="N|+N", help="The new total, or +N for so much more.")]
 
 
 @app.command()
-def pause(search: Search, store: StoreOption = None, url: UrlOption = None, output: WholeOption = Whole.table) -> int:
+def pause(
+    search: Search,
+    if_version: Version = None,
+    store: StoreOption = None,
+    url: UrlOption = None,
+    output: WholeOption = Whole.table,
+) -> int:
     """No new trials; what runs finishes."""
-    return _change(search, {"verb": "pause"}, store, url, output)
+    return _change(search, {"verb": "pause"}, if_version, store, url, output)
 
 
 @app.command()
-def resume(search: Search, store: StoreOption = None, url: UrlOption = None, output: WholeOption = Whole.table) -> int:
+def resume(
+    search: Search,
+    if_version: Version = None,
+    store: StoreOption = None,
+    url: UrlOption = None,
+    output: WholeOption = Whole.table,
+) -> int:
     """Go on with a search, whatever ended it."""
-    return _change(search, {"verb": "resume"}, store, url, output)
+    return _change(search, {"verb": "resume"}, if_version, store, url, output)
 
 
 @app.command()
-def stop(search: Search, store: StoreOption = None, url: UrlOption = None, output: WholeOption = Whole.table) -> int:
+def stop(
+    search: Search,
+    if_version: Version = None,
+    store: StoreOption = None,
+    url: UrlOption = None,
+    output: WholeOption = Whole.table,
+) -> int:
     """End a search; what runs finishes."""
-    return _change(search, {"verb": "stop"}, store, url, output)
+    return _change(search, {"verb": "stop"}, if_version, store, url, output)
 
 
 @app.command()
-def cancel(search: Search, store: StoreOption = None, url: UrlOption = None, output: WholeOption = Whole.table) -> int:
+def cancel(
+    search: Search,
+    if_version: Version = None,
+    store: StoreOption = None,
+    url: UrlOption = None,
+    output: WholeOption = Whole.table,
+) -> int:
     """End a search, and what runs at once."""
-    return _change(search, {"verb": "cancel"}, store, url, output)
+    return _change(search, {"verb": "cancel"}, if_version, store, url, output)
 
 
 @app.command()
 def scale(
     search: Search,
     workers: Annotated[int, typer.Option(metavar="N", help="Worker slots from now on.")],
+    if_version: Version = None,
     store: StoreOption = None,
     url: UrlOption = None,
     output: WholeOption = Whole.table,
 ) -> int:
     """Give a search more workers, or fewer, while it runs."""
-    return _change(search, {"verb": "scale", "workers": workers}, store, url, output)
+    return _change(search, {"verb": "scale", "workers": workers}, if_version, store, url, output)
 
 
 @app.command()
@@ -64,6 +92,7 @@ def extend(
     flops: Total = None,
     device_seconds: Total = None,
     wall_seconds: Total = None,
+    if_version: Version = None,
     store: StoreOption = None,
     url: UrlOption = None,
     output: WholeOption = Whole.table,
@@ -74,13 +103,14 @@ def extend(
     budget = {name: _amount(name, text) for name, text in given.items() if text is not None}
     if not budget:
         raise Invalid(["extend: needs a budget to raise, but got none; add --trials N or another of its options."])
-    return _change(search, {"verb": "extend", "budget": budget}, store, url, output)
+    return _change(search, {"verb": "extend", "budget": budget}, if_version, store, url, output)
 
 
 @app.command()
 def narrow(
     search: Search,
     space: Annotated[Path, typer.Option(metavar="FILE", help="The keys that change: {lr: {high: 0.1}}.")],
+    if_version: Version = None,
     store: StoreOption = None,
     url: UrlOption = None,
     output: WholeOption = Whole.table,
@@ -88,19 +118,20 @@ def narrow(
     """Ask the trials to come in narrower ranges."""
     from service.client.calls import narrowing
 
-    return _change(search, {"verb": "narrow", "space": narrowing(space)}, store, url, output)
+    return _change(search, {"verb": "narrow", "space": narrowing(space)}, if_version, store, url, output)
 
 
 @app.command()
 def prioritise(
     search: Search,
     priority: Annotated[int, typer.Option(metavar="N", help="1 to 100, the greater the sooner.")],
+    if_version: Version = None,
     store: StoreOption = None,
     url: UrlOption = None,
     output: WholeOption = Whole.table,
 ) -> int:
     """Have a search claimed sooner than others, and given more of the worker slots; or later, and fewer."""
-    return _change(search, {"verb": "prioritise", "priority": priority}, store, url, output)
+    return _change(search, {"verb": "prioritise", "priority": priority}, if_version, store, url, output)
 
 
 def _amount(name: str, text: str) -> float | str:
@@ -116,18 +147,20 @@ def _amount(name: str, text: str) -> float | str:
     return int(number) if number.isdecimal() else value
 
 
-def _change(search: str, edit: dict[str, Any], store: str | None, url: str | None, output: Whole) -> int:
+def _change(
+    search: str, edit: dict[str, Any], if_version: int | None, store: str | None, url: str | None, output: Whole
+) -> int:
     if (client := service_for(store, url)) is not None:
         with client:
             found = client.search(search)
-            _print(found.id, found.edit(**edit), output)
+            _print(found.id, found.edit(**edit, if_version=if_version), output)
         return 0
     from service.access import user
     from service.goal import Edit, change
 
     witness = reading(store)
     chosen = witness.named(search)
-    goal = change(chosen, Edit.from_dict(edit), by=user())
+    goal = change(chosen, Edit.from_dict(edit), by=user(), if_version=if_version)
     told = _tell_board(chosen, goal, witness.root)
     _print(chosen.id, goal.to_dict(), output)
     if goal.state == "run" and not told and chosen.state() != "running":

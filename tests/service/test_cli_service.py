@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ import pytest
 from cli_cases import OBJECTIVE, QUIET, failing, strict
 
 from service.cli import main
-from service.client import Client
+from service.client import AsyncClient, Client
+from service.client.errors import Conflict
 
 pytestmark = pytest.mark.timeout(900)
 PATIENCE = 240.0  # seconds; an upper guard, for machines that do much else
@@ -156,6 +158,36 @@ def test_a_search_is_submitted_waited_for_and_looked_at(service: Service, run: R
     assert [event["data"]["state"] for event in events if event["event"] == "state"][-1] == "complete"
     with Client(service.url) as client:
         assert client.search(search).trials()["ending"].to_pylist() == ["complete"] * 6
+
+
+def test_of_two_editors_of_one_version_one_is_told_so(
+    service: Service, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--url", service.url)
+    search = run(*submitting(service, "--set", "budget.trials=5000", "--priority", "1"))["search_id"]
+    assert run("scale", search, "--workers", "3", "--if-version", "0", *at)["version"] == 1
+    assert main(["prioritise", search, "--priority", "5", "--if-version", "0", *at]) == 5
+    assert "is at version 1, but the edit was made for 0" in capsys.readouterr().err
+    with Client(service.url) as client, pytest.raises(Conflict, match="made for 0"):
+        client.search(search).edit("cancel", if_version=0)
+    assert main(["cancel", search, "--if-version", "0"]) == 5, "the same without a service, on the store"
+    assert run("cancel", search, "--if-version", "1", *at)["state"] == "cancel"
+
+
+def test_the_asynchronous_client_does_the_same(service: Service, run: Run) -> None:
+    async def go() -> tuple[str, list[str], int]:
+        async with AsyncClient(service.url) as client:
+            search = await client.submit(service.spec, code=service.code)
+            kinds = [event.kind async for event in search.watch()]
+            ended = await search.wait(timeout=PATIENCE)
+            rows = await client.query(f"SELECT count(*) AS n FROM trials WHERE search_id = '{search.id}'")
+            assert [found.id async for found in client.searches(name="sleep", state=["complete"])].count(search.id) == 1
+            assert (await (await client.search(search.id)).best())["value"] < 1
+            return ended.state, kinds, rows["n"].to_pylist()[0]
+
+    state, kinds, trials = asyncio.run(go())
+    assert (state, kinds[-1], trials) == ("complete", "end", 6)
+    assert {"asked", "told", "state"} <= set(kinds)
 
 
 def test_it_goes_by_the_names_that_it_is_told(service: Service) -> None:
