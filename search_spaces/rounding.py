@@ -46,8 +46,9 @@ def round_within(
         }
         return network.rounded(scaled if factor else {**scaled, **flat})
 
-    if excess(network, shrunk(1.0), bounds, costs) <= 0:
-        return shrunk(1.0)
+    nearest = shrunk(1.0)
+    if not bounds or excess(network, nearest, bounds, costs) <= 0:
+        return nearest
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -34,7 +34,7 @@ from trials import rows
 from trials.goals import Goal
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Trial, outcome_of
-from trials.store import LogWriter, SearchStore
+from trials.store import Conflict, LogWriter, SearchStore
 
 __all__ = ["DONE", "Controller", "Done", "Progress", "SearchFailed"]
 
@@ -125,7 +125,7 @@ class Controller:
         """A worker, named in full or by a leading part, is gone: what it had is handed out again in halves, or ends as
         PREEMPTED after enough tries. `words` are its last ones."""
         with self._writing(), self._changed:
-            for bundle, started in self._given_up(worker, "lost"):
+            for bundle, began in self._given_up(worker, "lost"):
                 again = [trial.number for trial in bundle.trials if self._may_retry(bundle, trial.number)]
                 self._requeue(bundle, again)
                 said = f"; the last one said: {line}" if (line := words.strip().rpartition("\n")[2]) else ""
@@ -134,17 +134,24 @@ class Controller:
                     for trial in bundle.trials
                     if trial.number not in again
                 }
-                self._end(bundle, Ending.PREEMPTED, errors, started)
+                self._end(bundle, Ending.PREEMPTED, errors, began)
 
     def overdue(self, worker: str, words: str = "") -> None:
         """A worker was ended because its bundle took too long: a trial that was alone ends as TIMEOUT with those words,
         several are handed out again in halves."""
         with self._writing(), self._changed:
-            for bundle, started in self._given_up(worker, "overdue"):
+            for bundle, began in self._given_up(worker, "overdue"):
                 if len(bundle.trials) > 1:
                     self._requeue(bundle, [trial.number for trial in bundle.trials])
                 else:
-                    self._end(bundle, Ending.TIMEOUT, {bundle.trials[0].number: words}, started)
+                    self._end(bundle, Ending.TIMEOUT, {bundle.trials[0].number: words}, began)
+
+    def unwritable(self, reason: str) -> None:
+        """The store cannot be written, here or where a worker is: the search ends, resumable."""
+        with self._changed:
+            self._failure = f"the store cannot be written ({reason}); mend that, then resume the search."
+            self._unwritable = True
+            self._changed.notify_all()
 
     def retire(self, worker: str) -> None:
         """That worker, named in full or by a leading part, is to leave: it may finish what it has, and is given nothing
@@ -248,7 +255,8 @@ class Controller:
                         self._open(asked, generation)
             except Exception as error:
                 with self._changed:
-                    self._failure = str(error) if isinstance(error, NoRoom) else f"the sampler failed: {error!r}"
+                    known = isinstance(error, NoRoom | Conflict)
+                    self._failure = str(error) if known else f"the sampler failed: {error!r}"
                     self._changed.notify_all()
 
     def _may_ask(self) -> bool:
@@ -261,9 +269,7 @@ class Controller:
             try:
                 yield
             except OSError as error:
-                reason = error.strerror or str(error)
-                self._failure = f"the store cannot be written ({reason}); mend that, then resume the search."
-                self._unwritable = True
+                self.unwritable(error.strerror or str(error))
             finally:
                 with self._changed:
                     self._changed.notify_all()
@@ -331,7 +337,7 @@ class Controller:
             bundle, attempt=self._attempts[bundle.id], seconds=None if seconds == float("inf") else max(seconds, 0.0)
         )
         self._attempts[bundle.id] += 1
-        self._out[bundle.id] = (bundle, worker, time.time())
+        self._out[bundle.id] = (bundle, worker, time.monotonic())
         return bundle
 
     # -- telling -----------------------------------------------------------------------------------------------------
@@ -398,24 +404,30 @@ class Controller:
         self._queue.extendleft(halves(trials, bundle.generation, self._checkpoints.starts()) if trials else ())
 
     def _given_up(self, worker: str, why: str) -> Iterator[tuple[Bundle, float]]:
-        """What a worker that is gone had in hand, and since when; each is written down."""
+        """What a worker that is gone had in hand, and since when (monotonic); each is written down. What it had made
+        durable counts."""
         self._gone.append(worker)  # its last pull may still wait here, and must not be given a bundle
-        for bundle, holder, started in list(self._out.values()):
+        for bundle, holder, began in list(self._out.values()):
             if _is_of(holder, worker):
+                if outcomes := self.search.closed_outcomes(bundle.id, bundle.attempt):
+                    self._take_in([Arrived(bundle, outcomes)])  # it went before it could say so
+                    continue
                 del self._out[bundle.id]
                 numbers = [trial.number for trial in bundle.trials]
                 event = {"bundle": bundle.id, "attempt": bundle.attempt, "numbers": numbers, "why": why}
                 self.log.append("failed", event)
-                yield bundle, started
+                yield bundle, began
 
-    def _end(self, bundle: Bundle, ending: Ending, errors: dict[int, str], started: float) -> None:
+    def _end(self, bundle: Bundle, ending: Ending, errors: dict[int, str], began: float) -> None:
         """Tell of trials that no worker will tell of, in an attempt of their own."""
         if not errors:
             return
+        ended = time.time()
+        started = ended - (time.monotonic() - began)
         bundle = replace(bundle, attempt=self._attempts[bundle.id])
         self._attempts[bundle.id] += 1
         outcomes = [
-            outcome_of(t, bundle, ending, error=errors[t.number], started=started, ended=time.time())
+            outcome_of(t, bundle, ending, error=errors[t.number], started=started, ended=ended)
             for t in bundle.trials
             if t.number in errors
         ]
@@ -437,7 +449,7 @@ class Controller:
             left = self.budgets.wall_seconds - self._wall()
         if self.budgets.device_seconds is not None:
             spent = self._overhead_s + self._tally.device_s
-            spent += sum(time.time() - started for _, _, started in self._out.values())
+            spent += sum(time.monotonic() - began for _, _, began in self._out.values())
             left = min(left, (self.budgets.device_seconds - spent) / (len(self._out) + 1))
         return left
 

@@ -100,7 +100,7 @@ def run(
     }
     search = store.create(name, document)
     orders = Orders(watch=watch, interrupted=interrupted)
-    prepare = partial(prepared, search, spec, task)
+    prepare = partial(prepared, search, spec, task, local=executor == "local")
     return _drive(search, prepare, store, executor, directory, orders, sampler=sampler, bench=bench)
 
 
@@ -149,7 +149,7 @@ def resume(
         prepare = partial(there, anew, runtime_env, gpus)
     else:
         spec, task = check(declared, directory=directory)
-        prepare = partial(prepared, search, spec, task)
+        prepare = partial(prepared, search, spec, task, local=executor == "local")
     orders = Orders(watch=watch, interrupted=interrupted, slots=slots, engaged=engaged)
     return _drive(search, prepare, store, executor, directory, orders, bench=bench, runtime_env=runtime_env)
 

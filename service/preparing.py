@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.networks import Own
+from service.goal import wanted
 from service.planning import device_of, plan_of, threads_of
 from service.spec import SearchSpec, check
 from trials.calibrate import CANDIDATES, calibrate, fitting, is_plain
@@ -38,10 +39,13 @@ class Prepared:
     measured: dict[str, Any] | None
 
 
-def prepared(search: SearchStore, spec: SearchSpec, task: Task | Callable[..., Any]) -> Prepared:
-    """Here and now."""
+def prepared(
+    search: SearchStore, spec: SearchSpec, task: Task | Callable[..., Any], *, local: bool = False
+) -> Prepared:
+    """Here and now. `local`: all workers will be on this machine and share its memory."""
+    sharing = wanted(search).workers if local else 1
     with threads(threads_of(spec)):
-        lanes, way, measured = _lanes(search, spec, plan_of(spec, task))
+        lanes, way, measured = _lanes(search, spec, plan_of(spec, task), sharing)
     plan = plan_of(spec, task, way)
     network = plan.network.abroad() if isinstance(plan.network, Own) else plan.network
     bare = replace(plan, objective=None, network=network)
@@ -61,21 +65,24 @@ def _abroad(spec: SearchSpec) -> SearchSpec:
     return replace(spec, network=spec.network.abroad()) if isinstance(spec.network, Own) else spec
 
 
-def _lanes(search: SearchStore, spec: SearchSpec, plan: Plan) -> tuple[int, str, dict[str, Any] | None]:
+def _lanes(
+    search: SearchStore, spec: SearchSpec, plan: Plan, sharing: int = 1
+) -> tuple[int, str, dict[str, Any] | None]:
     """The lane count and the way: the spec's, those measured before, or measured now (with the event that records
-    them); never more lanes than there is memory for."""
+    them); never more lanes than there is memory for where so many workers are sharing it."""
     own = spec.resources
     ways = WAYS if own.way == "auto" else (own.way,)
     if own.trial_seconds is not None and is_plain(plan):
         return 1, plan.way, None  # one that hangs costs no other
     if isinstance(own.lanes, int) and (len(ways) == 1 or is_plain(plan)):
-        return fitting(plan, own.lanes, device_of(spec)), plan.way, None
+        return fitting(plan, own.lanes, device_of(spec), sharing), plan.way, None
     for event in search.log():
         if event.kind == "calibrated":
-            lanes = fitting(plan, int(event.body["lanes"]), device_of(spec))  # there may be less memory by now
+            # there may be less memory by now
+            lanes = fitting(plan, int(event.body["lanes"]), device_of(spec), sharing)
             return lanes, str(event.body.get("way", plan.way)), None
     most = -(-spec.batch_size() // own.workers)  # more would leave a worker without a bundle
     counts = (own.lanes,) if isinstance(own.lanes, int) else tuple(n for n in CANDIDATES if n <= max(most, 1))
-    found = calibrate(plan, counts, ways, device=device_of(spec))
+    found = calibrate(plan, counts, ways, device=device_of(spec), workers=sharing)
     seconds = {way: {str(lanes): s for lanes, s in times.items()} for way, times in found.seconds.items()}
     return found.lanes, found.way, {**asdict(found), "seconds": seconds}

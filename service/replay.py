@@ -29,6 +29,23 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def wall_seconds(events: Sequence[Event]) -> float:
+    """Seconds in which somebody drove the search. Time when nobody wrote (it was paused, or its driver gone) is none.
+
+    Each writer tells how long it had been there. Where an old log does not say it, the times of its events have to do:
+    a clock that was set back between two of them adds nothing then, one that was set forward cannot be told from time.
+    """
+    spent, before = dict[int, float](), dict[int, float]()
+    for event in events:
+        wall = spent.get(event.epoch, 0.0)
+        if event.elapsed is not None:
+            wall = max(wall, event.elapsed)
+        else:
+            wall += max(0.0, event.time - before.get(event.epoch, event.time))
+        spent[event.epoch], before[event.epoch] = wall, event.time
+    return sum(spent.values(), 0.0)
+
+
 @dataclass
 class Past:
     """Decisions in the order of the log. `goals` stand with the number of generations that were asked before them;
@@ -45,12 +62,10 @@ class Past:
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Past:
-        """The past in those events. Time when nobody wrote (the search was paused, or its driver gone) is not wall."""
-        past, by_epoch = cls(), dict[int, list[float]]()
+        """The past in those events."""
+        past = cls(wall_s=wall_seconds(events))
         for event in events:
-            by_epoch.setdefault(event.epoch, []).append(event.time)
             past._add(event.kind, event.body)
-        past.wall_s = sum(max(times) - min(times) for times in by_epoch.values())
         return past
 
     def _add(self, kind: str, body: dict[str, Any]) -> None:

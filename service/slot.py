@@ -18,6 +18,7 @@ from service.planning import device_of, plan_of
 from service.progress import Done
 from service.spec import check
 from trials.records import Bundle, Checkpoint, Outcome
+from trials.segments import FULL
 from trials.store import Damaged, SearchStore, Store
 from trials.train import Trainer
 
@@ -30,6 +31,8 @@ class Source(Protocol):
     def pull(self, worker: str) -> Bundle | Done | None: ...
 
     def finish(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> None: ...
+
+    def unwritable(self, reason: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,21 @@ class Assignment:
 def serve(
     source: Source, search: SearchStore, trainer: Trainer, worker: str, checkpoint_every: float | None = None
 ) -> None:
-    """Train bundles until the controller is done."""
+    """Train bundles until the controller is done. A bundle that a full disk has no room for is not finished, and none
+    of its trials is to blame."""
     first = True
     while not isinstance(bundle := source.pull(worker), Done):
-        if bundle is not None:
-            source.finish(bundle, train_and_store(search, trainer, bundle, worker, checkpoint_every, at_once=first))
-            first = False
+        if bundle is None:
+            continue
+        try:
+            outcomes = train_and_store(search, trainer, bundle, worker, checkpoint_every, at_once=first)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            source.unwritable(error.strerror or str(error))
+            continue
+        source.finish(bundle, outcomes)
+        first = False
 
 
 def train_and_store(

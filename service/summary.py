@@ -18,6 +18,7 @@ from typing import Any
 from search_spaces.faults import Invalid
 from service.goal import wanted
 from service.graphs import graphs_of, moves_of
+from service.replay import wall_seconds
 from service.rules import METRICS
 from trials import layout, rows
 from trials.goals import Goal
@@ -232,12 +233,9 @@ def _graphs(spec: dict[str, Any], best: Outcome, asked: dict[str, Any]) -> dict[
 
 def _spent(outcomes: Any, events: Sequence[Event], overhead: float) -> dict[str, float]:
     costs = [outcome.spent for outcome in outcomes]
-    by_epoch: dict[int, list[float]] = {}
-    for event in events:
-        by_epoch.setdefault(event.epoch, []).append(event.time)
     return {
         "device_seconds": sum((cost.device_s for cost in costs), overhead),
         "flops": sum((cost.flops for cost in costs), 0.0),
         "executed_flops": sum((cost.executed_flops for cost in costs), 0.0),
-        "wall_seconds": sum((max(times) - min(times) for times in by_epoch.values()), 0.0),
+        "wall_seconds": wall_seconds(events),
     }

@@ -1,4 +1,4 @@
-"""The benchmarks do the work they claim: rivals train what we train, padded lanes equal exact ones, rates add up."""
+"""The benchmarks do the work they claim: rivals train what we train, rates add up."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import (
-    grouped,
     job,
     rates,
     throughput,
 )
 from benchmarks.machine import Others, _busy_seconds, job_shapes_gflops
 from benchmarks.rivals import Inputs, Trained, error_rate, evaluation_steps, numpy_pair, torch_plain
+from trials.fused import FusedRun
+from trials.lanes.gated import DenseProgram
 from trials.records import Bundle, Outcome, Trial
 from trials.train import Trainer
 
@@ -93,13 +94,15 @@ def test_numpy_torch_and_lanes_train_the_same(inputs):
     trials = tuple(Trial(search_id="s", number=n, point=point) for n, point in enumerate(job.points(6)))
     records = Trainer(job.plan(epochs=1)).train(Bundle(search_id="s", id="b", generation=0, trials=trials))
     ours = {r.number: r.metrics["val_error"] for r in records if isinstance(r, Outcome)}
-    group = grouped.Group(grouped.Data("cpu", epochs=1), list(enumerate(job.points(6))), (0, 0), grouped=False)
-    grouped.Program([group], graphed=False).train()
+    bundle = Bundle(search_id="s", id="b", generation=0, trials=trials)
+    run = FusedRun(job.plan(epochs=1), bundle, Trainer(job.plan(epochs=1)).rows, torch.device("cpu"))
+    list(run.records())
+    assert isinstance(run.program, DenseProgram)
     for number in range(6):
         error, network = numpy_pair.train(shared, number)
         torch_error, model = torch_plain.train(data, number)
         linears = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
-        lanes = group.lanes.matrices(number)
+        lanes = run.program.dense.matrices(number)
         for matrix, layer, lane, initial in zip(network.weights, linears, lanes, inputs.weights(number), strict=True):
             np.testing.assert_allclose(matrix[:, 1:], layer.weight.detach(), rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(matrix, lane, rtol=1e-3, atol=1e-4)
@@ -197,52 +200,6 @@ def test_our_work_is_not_others():
     assert others.cores * (time.perf_counter() - began) < everyone - 0.3  # half a second of it was ours
 
 
-# -- lanes padded to shape classes -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sizes", "classes", "expected"),
-    [
-        ((4, 5), "powers", (4, 8)),
-        ((1, 128), "powers", (4, 128)),
-        ((64, 65), "powers", (64, 128)),
-        ((4, 70), "one", (128, 128)),
-    ],
-)
-def test_shape_classes(sizes, classes, expected):
-    assert grouped.padded(sizes, classes) == expected
-
-
-@pytest.mark.parametrize("classes", grouped.CLASSES)
-def test_padded_groups_train_as_exact_lanes_do(classes):
-    torch.set_num_threads(1)
-    data, points = grouped.Data("cpu", epochs=2), job.points(10)
-    exact = grouped.Group(data, list(enumerate(points)), (0, 0), grouped=False)
-    expected = grouped.Program([exact], graphed=False).train()
-    groups = grouped.groups_of(data, len(points), classes)
-    assert len(groups) == len({grouped.padded(grouped.widths(point), classes) for point in points})
-    errors = grouped.Program(groups, graphed=False).train()
-    for group in groups:
-        for lane, number in enumerate(group.numbers):
-            for padded, own in zip(group.lanes.matrices(lane), exact.lanes.matrices(number), strict=True):
-                rows, columns = own.shape
-                torch.testing.assert_close(padded[:rows, :columns], own, rtol=1e-3, atol=1e-4)
-                assert not padded[rows:].any()
-                assert not padded[:, columns:].any()
-            assert errors[number] == pytest.approx(expected[number], abs=2 / len(data.selection.y_R))
-
-
-def test_a_program_rewinds():
-    data = grouped.Data("cpu", epochs=1)
-    program = grouped.Program(grouped.groups_of(data, 3, "powers"), graphed=False)
-    first = program.train()
-    weights = [group.lanes.weights_T.clone() for group in program.groups]
-    assert program.train() == first
-    for group, weights_T in zip(program.groups, weights, strict=True):
-        assert torch.equal(group.lanes.weights_T, weights_T)
-        assert not torch.equal(group._begin_T, weights_T)
-
-
 # -- whole programs ----------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +225,7 @@ def test_gpu_report_on_a_cpu():
     found = ran(str(ROOT / "benchmarks/gpu.py"), "--quick", "--json", "--device", "cpu", "--processes", "2")
     assert found["graphs"] is False
     assert found["agreement_with_cpu"]["median_abs_difference"] < 0.01
-    assert set(found["ratios"]) == {"single_torch", "single_eager", "cpu_processes"}
+    assert set(found["ratios"]) == {"single_torch", "single_lane", "cpu_processes"}
     assert all(ratio > 0 for ratio in found["ratios"].values())
 
 

@@ -21,3 +21,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
     return False
+
+
+def give_back() -> None:
+    """Hand what is free back to the system now: where memory has run out, others, such as Arrow, could have none of
+    it (glibc; nothing elsewhere)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

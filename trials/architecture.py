@@ -10,7 +10,8 @@ of M that move, S steps, B batch, O outputs, T the flat buffer of all weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from trials.noise import fold, normal, uniform
 from trials.optimisers import Rule
 from trials.plan import Plan
 from trials.widths import Widths
+
+T = TypeVar("T")
 
 STEPS = 64  # for which uniforms are drawn at a time
 
@@ -57,6 +60,7 @@ class Architecture:
         scales = self.moves.scales if self.moves is not None else []
         self.moving_M = torch.tensor([m for m, (low, high, _) in enumerate(scales) if low < high], dtype=torch.int64)
         self.random = any(widths.draws) or "dropout" in self.hyper
+        self._known: dict[str, tuple[tuple[object, ...], Any]] = {}  # see `_kept`
         self._noise: tuple[int, list[Tensor | None]] = (-1, [])
 
     @property
@@ -119,7 +123,15 @@ class Architecture:
             return functions.feedback(weights_T, grades(h_KP, batch), batch)
 
         learns = None if functions.feedback is None else feedback
-        return Inner(rule=self.rule, lane_T=functions.lane_T, losses=losses, hyper=hyper, feedback=learns, rerun=rerun)
+        return Inner(
+            rule=self.rule,
+            lane_T=functions.lane_T,
+            losses=losses,
+            hyper=hyper,
+            feedback=learns,
+            rerun=rerun,
+            sums=functions.sums,
+        )
 
     def state(self) -> State:
         """Where the training stands, copied."""
@@ -154,11 +166,30 @@ class Architecture:
 
     def draw(self, step: int) -> None:
         """The grades of one step, where they are random."""
-        if self.random:
-            like = self.lanes.stands()[0]
+        if not self.random:
+            return
+        like = self.lanes.stands()[0]
+        if any(self.widths.draws):
             found = [m_KN.to(like) for m_KN in self.widths.grades(self._uniforms(step))]
-            own = {name: values_K.to(like) for name, values_K in self.hyper.items()}
-            self.lanes.sample(self._dropped(found, own, step, self.batch))
+        else:
+            found = self._kept("grades", (self.widths.coordinates_KP, self.widths.share), self._steady, like)
+        own = self._kept("rates", tuple(self.hyper.values()), self._rates_as, like)
+        self.lanes.sample(self._dropped(found, own, step, self.batch))
+
+    def _steady(self, like: Tensor) -> list[Tensor]:
+        return [m_KN.to(like) for m_KN in self.widths.grades()]
+
+    def _rates_as(self, like: Tensor) -> dict[str, Tensor]:
+        return {name: values_K.to(like) for name, values_K in self.hyper.items()}
+
+    def _kept(self, name: str, of: tuple[object, ...], find: Callable[[Tensor], T], like: Tensor) -> T:
+        """What is found from some values, on the device of the lanes: found again when those are others, for the way
+        to a GPU is long."""
+        before = self._known.get(name)
+        if before is None or len(before[0]) != len(of) or any(a is not b for a, b in zip(before[0], of, strict=True)):
+            before = self._known[name] = of, find(like)
+        found: T = before[1]
+        return found
 
     def undropped(self, step: int) -> None:
         """The grades of one step without the noise of dropout: what moves sees the whole network."""

@@ -10,13 +10,15 @@ Legend of shape suffixes: B batch, D numbers of a row, I 1 + D, O outputs, R row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trials.lanes.program import Batch
 from trials.pixels import normalised
 from trials.tasks import Task
 
@@ -59,3 +61,23 @@ class Rows:
             return x
         x = normalised(x, self.task)
         return functional.pad(x.flatten(1), (1, 0), value=1.0) if self.dense else x
+
+
+class Window(Sequence[Batch]):
+    """The batches of some steps, each made when it is read: a long window holds none of them."""
+
+    def __init__(self, batch: Callable[[int], Batch], steps: range) -> None:
+        self._batch, self._steps = batch, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Window: ...
+
+    def __getitem__(self, place: int | slice) -> Batch | Window:
+        steps = self._steps[place]
+        return Window(self._batch, steps) if isinstance(steps, range) else self._batch(steps)

@@ -37,6 +37,7 @@ PATIENCE = 2  # candidates in a row that must be slower before the search for a 
 SLACK = 1.03
 HOPELESS = 2.0  # times the best so far, at which a way's further lane counts are not tried
 MEMORY_SHARE = 0.5  # of what is free
+WEIGHT = {False: 44.0, True: 72.0}  # bytes that a weight of grouped lanes takes with all that is kept of it; of Adam
 FEW = 128  # rows that a candidate is measured on
 AGAIN = 1.0  # seconds beyond which a candidate is not timed a second time
 MOST_SECONDS = 20.0  # after which no further candidate is begun
@@ -64,13 +65,15 @@ def calibrate(
     ways: Sequence[str] = WAYS,
     *,
     device: torch.device | str = "cpu",
+    workers: int = 1,
 ) -> Calibration:
-    """Measures the lane counts `counts` (trials of a bundle, replicates counted within each), in each of the `ways`."""
+    """Measures the lane counts `counts` (trials of a bundle, replicates counted within each), in each of the `ways`;
+    so many `workers` will share the device's memory."""
     began = time.perf_counter()
     if plan.objective is not None or plan.task is None:  # a sequence of calls: nothing to fuse
         return Calibration(lanes=min(max(counts), 64), way=plan.way, seconds={}, device_s=0.0)
     dense = is_dense(plan)
-    most = fitting(plan, max(counts), device)
+    most = fitting(plan, max(counts), device, workers)
     counts = [n for n in counts if n <= most] or [most]
     points = _points(plan, max(counts))
     seconds: dict[str, dict[int, float]] = {}
@@ -93,12 +96,13 @@ def calibrate(
     return Calibration(lanes=chosen[0], way=way, seconds=seconds, device_s=time.perf_counter() - began)
 
 
-def fitting(plan: Plan, lanes: int, device: torch.device | str = "cpu") -> int:
-    """So many of `lanes` as there is memory for, at their widest; one at least, for nobody can know before it is tried.
-    A count that a spec asks for is cut off here too."""
+def fitting(plan: Plan, lanes: int, device: torch.device | str = "cpu", workers: int = 1) -> int:
+    """So many of `lanes` as there is memory for where so many workers share it, at their widest; one at least, for
+    nobody can know before it is tried. A count that a spec asks for is cut off here too."""
     if plan.objective is not None or plan.task is None:
         return lanes
-    most = MEMORY_SHARE * free_memory(torch.device(device)) / _memory(plan, _points(plan, 1)[:1])
+    share = MEMORY_SHARE * free_memory(torch.device(device)) / workers
+    most = share / _memory(plan, _points(plan, 1)[:1], device)
     return max(1, min(lanes, int(most)))
 
 
@@ -161,14 +165,15 @@ def _timed(trainer: Trainer, points: Sequence[Point], lanes: int, least: int) ->
     return min(found)
 
 
-def _memory(plan: Plan, points: Sequence[Point]) -> float:
-    """Bytes that a bundle of these points needs, roughly from above."""
+def _memory(plan: Plan, points: Sequence[Point], device: torch.device | str = "cpu") -> float:
+    """Bytes that a bundle of these points needs, roughly from above: every lane as the widest, which on a GPU it is."""
     assert plan.network is not None
     assert plan.task is not None
     dearest = plan.network.sizes(plan.network.ends(plan.space)[1])
     costs = plan.costs.of(plan.network.named(dearest))
     activations = 4.0 * float(costs["activation_bytes"]) * plan.training.batch_size
-    lane = 40.0 * float(costs["parameters"]) + activations
+    grouped = is_dense(plan) and torch.device(device).type == "cuda"
+    lane = (WEIGHT[plan.training.optimizer != "sgd"] if grouped else 40.0) * float(costs["parameters"]) + activations
     if plan.gradient:
         lane += window_bytes(
             plan.method,

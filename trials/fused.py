@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from search_spaces.network import Size
 from trials import resuming
 from trials.architecture import Architecture
 from trials.augment import augment_noise, augmented
-from trials.batches import Rows
+from trials.batches import Rows, Window
 from trials.hypergradients.cost import extra_passes
 from trials.hypergradients.hypernet import Hypernet
+from trials.lanes.gated import DenseProgram
+from trials.lanes.graphed import Steps
 from trials.lanes.making import make
 from trials.lanes.program import Batch
 from trials.metrics import measure
@@ -32,6 +34,7 @@ from trials.plan import Plan
 from trials.records import Bundle, Checkpoint, Ending, Outcome, Report, Spent, Trial, outcome_of
 from trials.training import Training, rate_of
 
+T = TypeVar("T")
 TRAJECTORY = 24  # how often the architecture is reported while a gradient moves it
 
 
@@ -61,26 +64,6 @@ class OutOfTime(Exception):
     """The bundle's seconds are up."""
 
 
-class Window(Sequence[Batch]):
-    """The batches of some steps, each made when it is read: a long window holds none of them."""
-
-    def __init__(self, batch: Callable[[int], Batch], steps: range) -> None:
-        self._batch, self._steps = batch, steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    @overload
-    def __getitem__(self, place: int) -> Batch: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Window: ...
-
-    def __getitem__(self, place: int | slice) -> Batch | Window:
-        steps = self._steps[place]
-        return Window(self._batch, steps) if isinstance(steps, range) else self._batch(steps)
-
-
 class FusedRun:
     """Trains the trials of a bundle together. All of them share a signature; each has `plan.seeds` lanes."""
 
@@ -92,6 +75,8 @@ class FusedRun:
         device: torch.device,
         worker: str = "",
         start: Checkpoint | None = None,
+        *,
+        grouped: bool | None = None,
     ) -> None:
         assert plan.task is not None
         assert plan.network is not None
@@ -109,16 +94,18 @@ class FusedRun:
         self.executed_K = np.zeros(len(self.lanes))
         self.told: dict[str, Tensor] = {}  # of the last derivative
         self._costs = plan.costs
-        self._priced: list[tuple[Size, ...]] = []  # as laid out when rates were last set
+        self._priced: list[tuple[Size, ...]] = []  # as computed when rates were last set
         self._moves = frozenset(plan.method.moves(self.steps) if plan.gradient else ())
         self._window = plan.method.window if plan.gradient else 0
         self._last_move, self.made = max(self._moves, default=0) or 1, 0
-        self._begin()
+        self._steps: Steps | None = None  # of grouped lanes
+        self._found: dict[str, Any] = {}  # see `_once`
+        self._begin(grouped)
         if start is not None:
             resuming.resume(self, start)
         self._set_rates()
 
-    def _begin(self) -> None:
+    def _begin(self, grouped: bool | None) -> None:
         plan, trials = self.plan, [trial for trial, _ in self.lanes]
         rule, hyper = lane_rule(plan, self.training, trials)
         self.hyper = hyper
@@ -132,9 +119,9 @@ class FusedRun:
             for step in {self._at_share(share) for path in plan.schedules.values() for share, _ in path}
         }
         self.identities = [(plan.seed, trial.number, replicate) for trial, replicate in self.lanes]
-        points = [trial.point if plan.fractional else plan.rounded(trial.point) for trial in trials]
-        self._points = points
-        self.program, widths = make(plan, points, self.identities, rule, hyper, self.batch, self.device)
+        self._points = [trial.point if plan.fractional else plan.rounded(trial.point) for trial in trials]
+        what = (plan, self._points, self.identities, rule, hyper, self.batch, self.device)
+        self.program, widths = make(*what, grouped=grouped)
         self.architecture: Architecture | None = None
         if widths is not None:
             self.architecture = Architecture(plan, self.program, widths, self.identities, rule, hyper, self.batch)
@@ -161,6 +148,8 @@ class FusedRun:
     def _trained(self, checkpoint_every: float | None) -> Iterator[Report | Outcome | Checkpoint]:
         order = self._order(self.data, "order")
         outer_order = self._order(self.outer, "outer order") if self.outer is not self.data else order
+        if isinstance(self.program, DenseProgram) and self.program.grouped:
+            self._steps = Steps(self.program, self.data, order, graphed=self.device.type == "cuda")
         measured_at = self._evenly(self.plan.evaluations)
         looked_at = self._evenly(TRAJECTORY) if self.plan.gradient else set()
         trials = range(len(self.bundle.trials))
@@ -190,6 +179,7 @@ class FusedRun:
         `OutOfTime`."""
         if self._out_of_time():
             raise OutOfTime
+        self._found.clear()
         if step in self._changes:
             self._reschedule(step)
         if self._window and step >= self.plan.method.warmup and step + self._window in self._moves:
@@ -199,8 +189,11 @@ class FusedRun:
             self._move(step, order, outer_order)
         if self.architecture is not None:
             self.architecture.draw(step)
-        x, y_BO = self.data.batch(order[step])
-        self.program.step(self._varied(x, step), y_BO)
+        if self._steps is not None:
+            self._steps.train(step)
+        else:
+            x, y_BO = self.data.batch(order[step])
+            self.program.step(self._varied(x, step), y_BO)
         self._charge_steps(1)
         return 1
 
@@ -215,7 +208,7 @@ class FusedRun:
         else:
             batches = Window(lambda s: self._batch(s, order), range(step, step + max(self._window, 1)))
             h_KP, inner = self.architecture.h_KP, self.architecture.inner()
-            whose_T = inner.lane_T
+            whose_T = self.program.functions().whose_T
             found = self.method.derivative(
                 inner,
                 self.architecture.state(),
@@ -233,7 +226,7 @@ class FusedRun:
         self.made += 1
         if self.program.sizes != laid and isinstance(self.method, Hypernet):
             same = [k for k, (now, was) in enumerate(zip(self.program.sizes, laid, strict=True)) if now == was]
-            self.method.relaid(whose_T, self.program.functions().lane_T, same)
+            self.method.relaid(whose_T, self.program.functions().whose_T, same)
         self._set_rates()
         self.executed_K += self._grade_rate_K if self.plan.grows_by_gradient else 0.0
 
@@ -284,8 +277,8 @@ class FusedRun:
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def _set_rates(self) -> None:
-        """FLOPs of one step, lane by lane: at the live sizes, and as laid out."""
-        costs, relaxed, sizes = self._costs, self.program.in_place, self.program.sizes
+        """FLOPs of one step, lane by lane: at the live sizes, and as computed."""
+        costs, relaxed, sizes = self._costs, self.program.in_place, self.program.executed
         self._rate_K = self.batch * self._by_lane(costs.training_flops(self._live_numbers()))
         if sizes == self._priced:
             return
@@ -308,10 +301,11 @@ class FusedRun:
         return widths.live(widths.coordinates_KP)
 
     def _laid(self) -> dict[str, Tensor]:
-        """The sizes at which the lanes are laid out, [K] a gate (a topology's units [K, U])."""
-        lanes = [self.network.laid(sizes) for sizes in self.program.sizes]
+        """The sizes at which the lanes are computed, [K] a gate (a topology's units [K, U])."""
+        places = {sizes: place for place, sizes in enumerate(dict.fromkeys(self.program.executed))}
+        laid, whose_K = [self.network.laid(sizes) for sizes in places], [places[n] for n in self.program.executed]
         return {
-            gate: torch.stack([torch.as_tensor(lane[gate], dtype=torch.float64) for lane in lanes])
+            gate: torch.stack([torch.as_tensor(each[gate], dtype=torch.float64) for each in laid])[whose_K]
             for gate in self.network.gates
         }
 
@@ -337,13 +331,13 @@ class FusedRun:
         self.executed_K += len(self.scored.y_R) * self._forward_K
         prefix = "test_" if self.plan.scored == "test" else "val_"
         found = measure(self.task.kind, logits_KOR, self.scored.y_R, prefix)
-        return {name: values_K.cpu().numpy() for name, values_K in found.items()}
+        return dict(zip(found, torch.stack(list(found.values())).cpu().numpy(), strict=True))  # one way from the device
 
     def _measured_whole(self, metrics: dict[str, np.ndarray], order: Tensor) -> dict[str, np.ndarray]:
         """The metrics at whole sizes, with the weights as they are; each replicate at its own."""
         if self.architecture is None or not self.plan.fractional:
             return metrics
-        sizes = [self.network.sizes(self.whole_point(k)) for k in range(len(self.lanes))]
+        sizes = [self.network.sizes(point) for point in self.whole_points]
         self.architecture.make_whole(torch.tensor(sizes, dtype=torch.float64))
         self._recalibrate(order)
         return self._scores()
@@ -356,29 +350,50 @@ class FusedRun:
         self.program.recalibrate(batches)
         self.executed_K += len(batches) * self.batch * self._forward_K
 
-    def whole_point(self, lane: int) -> Point:
-        """A lane's point, whole."""
-        return self.plan.rounded(self._at(self.lanes[lane][0].point, self._named_KM[1][lane].tolist()))
+    @property
+    def whole_points(self) -> list[Point]:
+        """Each lane's point, whole."""
+        if not (self.plan.gradient or self.plan.fractional):
+            return self._points
+
+        def whole() -> list[Point]:
+            each = zip(self.lanes, self._named_KM[1].tolist(), strict=True)
+            return [self.plan.rounded(self._at(trial.point, numbers_M)) for (trial, _), numbers_M in each]
+
+        return self._once("whole points", whole)
 
     def _of(self, i: int, values_K: np.ndarray) -> np.ndarray:
         return values_K[i * self.plan.seeds : (i + 1) * self.plan.seeds]
+
+    def _sum(self, i: int, values_K: np.ndarray) -> float:
+        return float(values_K[i] if self.plan.seeds == 1 else self._of(i, values_K).sum())
 
     def spent(self, i: int) -> Spent:
         """What a trial has cost so far, in attempts that it goes on from included."""
         share = (time.perf_counter() - self.clock) / len(self.bundle.trials)
         return Spent(
-            flops=float(self._of(i, self.flops_K).sum()),
-            executed_flops=float(self._of(i, self.executed_K).sum()),
+            flops=self._sum(i, self.flops_K),
+            executed_flops=self._sum(i, self.executed_K),
             device_s=self.earlier_s[i] + share,
         )
 
     @property
     def _named_KM(self) -> tuple[tuple[str, ...], np.ndarray]:
         """What a gradient may have moved, by name: the architecture's numbers, and rates; of every lane."""
-        if self.architecture is None:
-            return tuple(self.network.numbers), self.numbers_KM.numpy()
-        all_KM = torch.cat([self.numbers_KM, self.architecture.rates_KR], 1)
-        return (*self.network.numbers, *self.architecture.rates), all_KM.numpy()
+
+        def found() -> tuple[tuple[str, ...], np.ndarray]:
+            if self.architecture is None:
+                return tuple(self.network.numbers), self.numbers_KM.numpy()
+            all_KM = torch.cat([self.numbers_KM, self.architecture.rates_KR], 1)
+            return (*self.network.numbers, *self.architecture.rates), all_KM.numpy()
+
+        return self._once("named", found)
+
+    def _once(self, name: str, find: Callable[[], T]) -> T:
+        """What every trial asks between two steps, found once."""
+        if name not in self._found:
+            self._found[name] = find()
+        return self._found[name]  # type: ignore[no-any-return]
 
     def _architecture_of(self, i: int) -> dict[str, float]:
         if not self.plan.gradient:
@@ -388,6 +403,8 @@ class FusedRun:
 
     def _point(self, i: int) -> Point:
         """Where a trial's point is now: what moved, within its range; replicates' mean."""
+        if not self.plan.gradient:
+            return dict(self.bundle.trials[i].point)
         return self._at(self.bundle.trials[i].point, self._of(i, self._named_KM[1]).mean(0))
 
     def _at(self, point: Point, numbers_M: Sequence[float]) -> Point:
@@ -404,17 +421,27 @@ class FusedRun:
 
         return {name: now(name, value) for name, value in point.items()}
 
-    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], sizes: Callable[[int], Mapping[str, Any]]) -> float:
-        """The mean worth of a trial's replicates, each at its lane's own sizes, by gate."""
+    def _worth(self, i: int, metrics: Mapping[str, np.ndarray], costs: Sequence[Mapping[str, float]]) -> float:
+        """The mean worth of a trial's replicates, each at its lane's own costs."""
         lanes = range(i * self.plan.seeds, (i + 1) * self.plan.seeds)
-        each = [self.plan.worth({name: float(v[k]) for name, v in metrics.items()}, sizes(k)) for k in lanes]
-        return float(np.mean(each))
+        each = [self.plan.valued({name: float(v[k]) for name, v in metrics.items()}, costs[k]) for k in lanes]
+        return float(np.mean(each)) if len(each) > 1 else each[0]
+
+    def _costs_of(self, sizes: Mapping[str, Any]) -> list[dict[str, float]]:
+        """What each lane's network costs, at sizes [K] by gate."""
+        if all(self.network.role(gate) == "width" for gate in sizes):
+            return self.plan.priced_together({gate: np.asarray(n_K) for gate, n_K in sizes.items()}, len(self.lanes))
+        return [self.plan.priced({gate: n_K[k] for gate, n_K in sizes.items()}) for k in range(len(self.lanes))]
+
+    def _whole_costs(self) -> list[dict[str, float]]:
+        lanes = [self._named(point) for point in self.whole_points]
+        return self._costs_of({gate: [lane[gate] for lane in lanes] for gate in self.network.gates})
 
     def _named(self, whole: Point) -> dict[str, Any]:
         return self.network.named(self.network.sizes(whole), whole=True)
 
     def _means(self, i: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return {name: float(self._of(i, values_K).mean()) for name, values_K in metrics.items()}
+        return {name: self._sum(i, values_K) / self.plan.seeds for name, values_K in metrics.items()}
 
     def _report(self, i: int, step: int, metrics: Mapping[str, np.ndarray]) -> Report:
         return Report(
@@ -442,14 +469,16 @@ class FusedRun:
         whole: Mapping[str, np.ndarray] | None = None,
     ) -> Outcome:
         trial, point = self.bundle.trials[i], self._point(i)
-        rounded, means = self.plan.rounded(point), self._means(i, metrics or {})
-        value, found = math.nan, {}
+        alone = self.plan.seeds == 1 or not self.plan.gradient  # replicates' mean is each one's own
+        rounded = self.whole_points[i * self.plan.seeds] if alone else self.plan.rounded(point)
+        means, value, found = self._means(i, metrics or {}), math.nan, {}
         if metrics and whole:
-            live = self._live()
-            value = self._worth(i, metrics, lambda k: {gate: n_K[k] for gate, n_K in live.items()})
-            at_whole = self._worth(i, whole, lambda k: self._named(self.whole_point(k)))
-            gap = {"rounded_value": at_whole, "discretisation_gap": at_whole - value}
-            found = {**means, **self.plan.priced(self._named(rounded)), **gap}
+            costs = self._once("costs", lambda: self._costs_of(self._live()))
+            at_whole = self._once("whole costs", self._whole_costs)
+            value, rounded_value = self._worth(i, metrics, costs), self._worth(i, whole, at_whole)
+            gap = {"rounded_value": rounded_value, "discretisation_gap": rounded_value - value}
+            priced = at_whole[i * self.plan.seeds] if alone else self.plan.priced(self._named(rounded))
+            found = {**means, **priced, **gap}
         ending = Ending.COMPLETE if math.isfinite(value) else Ending.NAN if metrics else Ending.CANCELLED
         overshot = self._overshot(rounded, found) if ending is Ending.COMPLETE and self.plan.gradient else ""
         if overshot:

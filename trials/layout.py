@@ -2,7 +2,7 @@
 
     <root>/searches/<search_id>/spec.json
                                 lease.sqlite  lease.json
-                                log/<epoch>-<n>-<digest>.arrow
+                                log/<epoch>-<n>-<digest>.arrow  log/<epoch>.closed
                                 metrics/<bundle>.<attempt>/part-<n>-<digest>.arrow | final-<n>-<digest>.arrow
                                 checkpoints/<bundle>.<attempt>-<step>-<digest>.safetensors
                                 goals/<version>.json
@@ -143,6 +143,11 @@ def attempt_of(name: str) -> tuple[str, int] | None:
 def log_stem(epoch: int, n: int) -> str:
     """The beginning of a log segment's name."""
     return f"{epoch:08d}-{n:010d}"
+
+
+def log_closed(epoch: int) -> str:
+    """The file that says that an epoch of the log is over, whoever still writes it."""
+    return f"{epoch:08d}.closed"
 
 
 def log_place(name: str) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ is stands in a file beside, since nobody else can read the database meanwhile.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -46,6 +47,7 @@ class Lease:
     Raises:
         Held: when a live process has it.
         Invalid: when `path` cannot be an SQLite file of ours.
+        OSError: when the disk is full, or fails.
     """
 
     def __init__(self, path: Path | str, *, above: int = 0) -> None:
@@ -102,7 +104,9 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _unusable(self, error: sqlite3.Error) -> Invalid:
+    def _unusable(self, error: sqlite3.Error) -> Invalid | OSError:
+        if number := {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}.get(_code(error)):
+            return OSError(number, os.strerror(number), str(self._path))  # it may pass
         return Invalid(
             [f"lease: {self._path} must be an SQLite file that we may write, but got: {error}; move it away."]
         )
@@ -144,4 +148,8 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def _busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

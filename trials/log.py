@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from trials import layout, rows, segments
+from trials.segments import Conflict
 
 _TICK = 1_000_000_000  # ns: no file system's clock is coarser
 SCHEMA = pa.schema(
@@ -29,13 +31,15 @@ SCHEMA = pa.schema(
         ("time", pa.timestamp("us", "UTC")),
         ("kind", pa.string()),
         ("body", pa.string()),  # JSON
+        ("elapsed", pa.float64()),  # null, or no such column, in logs of before it was kept
     ]
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One decision. Ordered by (epoch, seq); `time` (Unix seconds) orders nothing, clocks jump."""
+    """One decision. Ordered by (epoch, seq); `time` (Unix seconds) orders nothing, clocks jump. `elapsed` is how many
+    seconds its writer had been there, by a clock that nobody sets; None in logs of before that was kept."""
 
     epoch: int
     n: int
@@ -43,38 +47,54 @@ class Event:
     time: float
     kind: str
     body: dict[str, Any]
+    elapsed: float | None = None
 
 
 class LogWriter:
-    """Appends events; each `append` is one durable segment. For one thread."""
+    """Appends events; each `append` is one durable segment. For one thread. Once another writer has begun a later
+    epoch, this one is refused."""
 
     def __init__(self, directory: Path, epoch: int) -> None:
         self.epoch = epoch
         self._directory = directory
         self._n = 0
         self._seq = 0
+        self._began = time.monotonic()
+        self._closed = directory / layout.log_closed(epoch)
 
     def append(self, kind: str, body: Mapping[str, Any]) -> Event:
-        """One event, durable when this returns; raises OSError when it is not, and may be tried again."""
+        """One event, durable when this returns; raises OSError when it is not, and may be tried again, and `Conflict`
+        where the log is another writer's by now."""
         return self.append_many([(kind, body)])[0]
 
     def append_many(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Event]:
         """Several events, all of them or none."""
         if not events:
             return []
+        if self._closed.exists():
+            rule = "who has lost the search writes nothing"
+            raise Conflict(f"log: {rule}, but epoch {self.epoch} is over; another driver has it, leave it alone.")
         n, us, count = self._n, time.time_ns() // 1000, len(events)
+        elapsed = time.monotonic() - self._began
         kinds = [kind for kind, _ in events]
         bodies = [rows.to_json(body) for _, body in events]
         seqs = range(self._seq, self._seq + count)
-        data = [[self.epoch] * count, [n] * count, seqs, [us] * count, kinds, bodies]
+        data = [[self.epoch] * count, [n] * count, seqs, [us] * count, kinds, bodies, [elapsed] * count]
         columns = [pa.array(column, kind) for column, kind in zip(data, SCHEMA.types, strict=True)]
         self._n += 1  # spent even if the writing fails: two segments never share an n
         segments.write(self._directory, layout.log_stem(self.epoch, n), pa.Table.from_arrays(columns, schema=SCHEMA))
         self._seq += count
         return [
-            Event(epoch=self.epoch, n=n, seq=seq, time=us / 1e6, kind=kind, body=rows.from_json(body))
+            Event(epoch=self.epoch, n=n, seq=seq, time=us / 1e6, kind=kind, body=rows.from_json(body), elapsed=elapsed)
             for seq, kind, body in zip(seqs, kinds, bodies, strict=True)
         ]
+
+
+def close_epochs(directory: Path, epochs: Iterable[int]) -> None:
+    """Refuse those epochs' writers from now on: one that was cut off from its driver may not have noticed."""
+    for epoch in epochs:
+        with contextlib.suppress(OSError):  # the lease has refused them before; a full disk is no reason to stop here
+            (directory / layout.log_closed(epoch)).touch()
 
 
 def last_epoch(directory: Path) -> int:
@@ -87,7 +107,7 @@ def events(directory: Path, read: Callable[[Path], pa.Table | None]) -> list[Eve
     """All events in the order of writing; `read` gives a segment's table, or None to pass it over."""
     placed = sorted((place, name) for name in os.listdir(directory) if (place := layout.log_place(name)))
     tables = [table for _, name in placed if (table := read(directory / name)) is not None and table.num_rows]
-    every = _events_of(pa.concat_tables(table.select(SCHEMA.names) for table in tables)) if tables else []
+    every = _events_of(pa.concat_tables(map(_whole, tables))) if tables else []
     found: list[Event] = []
     begin = 0
     for table in tables:
@@ -125,7 +145,7 @@ class LogTail:
             self._seen.add(name)
             table = self._read(self._directory / name)
             if table is not None and table.num_rows:
-                found += _events_of(table)
+                found += _events_of(_whole(table))
         # two changes within one tick of the file system's clock look like one
         self._still = changed if looked - changed > _TICK else None
         return found
@@ -141,11 +161,18 @@ class LogTail:
         return [(place, name) for name in names if (place := layout.log_place(name))]
 
 
+def _whole(table: pa.Table) -> pa.Table:
+    """A segment with every column there is now, and no others."""
+    if "elapsed" not in table.column_names:
+        table = table.append_column(SCHEMA.field("elapsed"), pa.nulls(table.num_rows, pa.float64()))
+    return table.select(SCHEMA.names)
+
+
 def _events_of(table: pa.Table) -> list[Event]:
     times = table["time"].cast(pa.int64())
     plain = {"time": times.to_pylist(), "body": rows.all_from_json(table["body"].to_pylist())}
     columns = [plain[name] if name in plain else table[name].to_pylist() for name in SCHEMA.names]
     return [
-        Event(epoch=epoch, n=n, seq=seq, time=us / 1e6, kind=kind, body=body)
-        for epoch, n, seq, us, kind, body in zip(*columns, strict=True)
+        Event(epoch=epoch, n=n, seq=seq, time=us / 1e6, kind=kind, body=body, elapsed=elapsed)
+        for epoch, n, seq, us, kind, body, elapsed in zip(*columns, strict=True)
     ]

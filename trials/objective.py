@@ -15,8 +15,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from search_spaces import Value
+from trials.allocator import give_back
 from trials.plan import Plan
 from trials.records import Bundle, Ending, Outcome, Report, Spent, Trial, outcome_of
+from trials.room import out_of_memory
 from trials.said import listening
 
 
@@ -55,10 +57,14 @@ def call_objective(plan: Plan, bundle: Bundle, worker: str) -> Iterator[Report |
             try:
                 result = plan.objective(live)
                 metrics = _metrics(plan, result)
-            except MemoryError:
-                ending, error, metrics = Ending.OOM, traceback.format_exc()[-2000:], {}
-            except (Exception, SystemExit):  # sys.exit in an objective ends that trial, not the worker
-                ending, error, metrics = Ending.ERROR, traceback.format_exc()[-2000:], {}
+            except (Exception, SystemExit) as raised:  # sys.exit in an objective ends that trial, not the worker
+                if out_of_memory(raised):
+                    traceback.clear_frames(raised.__traceback__)  # what they hold would leave none to tell it in
+                    ending = Ending.OOM
+                    give_back()
+                else:
+                    ending = Ending.ERROR
+                error, metrics = traceback.format_exc()[-2000:], {}
         spent = Spent(device_s=time.perf_counter() - clock)
         for step, found in live.reports:
             yield Report(

@@ -53,7 +53,7 @@ class Optimiser:
         self.state = {
             slot: torch.ones_like(like) if slot.startswith("power") else torch.zeros_like(like) for slot in rule.slots
         }
-        self._work = torch.empty_like(like)
+        self._work = torch.empty_like(like if rule.kind != "sgd" else like[:0])
 
     def step(self, weights_T: Tensor, gradients_T: Tensor) -> None:
         """One update, in place. `gradients_T` is overwritten."""

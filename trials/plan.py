@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from search_spaces import Point, Space
 from search_spaces.cost import COST_METRICS, Costs
 from search_spaces.networks import MLP, Network, Own
@@ -63,10 +65,20 @@ class Plan:
         costs = self.costs.of(sizes)
         return {COST_METRICS[name]: float(cost) for name, cost in costs.items()}
 
+    def priced_together(self, sizes: Mapping[str, Any], networks: int) -> list[dict[str, float]]:
+        """The same of several networks at once; `sizes` are arrays, one number a network."""
+        found = {
+            COST_METRICS[name]: np.broadcast_to(cost, networks).tolist() for name, cost in self.costs.of(sizes).items()
+        }
+        return [dict(zip(found, map(float, each), strict=True)) for each in zip(*found.values(), strict=True)]
+
     def worth(self, metrics: Mapping[str, float], sizes: Mapping[str, Any]) -> float:
         """The value of a network of these sizes, by gate, that has these metrics: the objective's metric and its
         penalty; NaN where the metric was not measured."""
-        costs = self.priced(sizes)
+        return self.valued(metrics, self.priced(sizes))
+
+    def valued(self, metrics: Mapping[str, float], costs: Mapping[str, float]) -> float:
+        """The same of a network that costs so much, as `priced` says it."""
         value = {**metrics, **costs}.get(self.metric, math.nan) if metrics else math.nan
         penalty = sum(weight * costs[COST_METRICS[name]] for name, weight in self.penalty.items())
         return value + (penalty if self.mode == "min" else -penalty)
@@ -161,7 +173,8 @@ class Plan:
         """The point with whole sizes that meet the bounds."""
         if self.network is None or self.task is None:
             return dict(point)
-        return round_within(self.network, point, self.bounds, self.costs, self.space)
+        costs = self.costs if self.bounds else Costs(())  # which nobody asks without bounds
+        return round_within(self.network, point, self.bounds, costs, self.space)
 
     def excess(self, point: Point) -> float:
         """By what share the rounded network at `point` overshoots the bounds; at most 0 when it meets them all."""

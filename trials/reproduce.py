@@ -52,7 +52,7 @@ def reproduce(plan: Plan, trial: Trial, device: torch.device | str = "cpu") -> R
     )
     outcome = next(record for record in run.records() if isinstance(record, Outcome))
     module = run.program.module(0).cpu().eval()
-    whole = run.whole_point(0)
+    whole = run.whole_points[0]
     example = torch.zeros(2, *plan.task.shape)
     network = plain_of(module, example, plan.network.whole_sizes(whole))
     rows = Rows.of(plan.task, plan.scored, dense=False, device=torch.device("cpu"))

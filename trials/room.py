@@ -1,4 +1,5 @@
-"""How much memory there is left to train in: of this machine, of the container that we are in, or of a GPU.
+"""How much memory there is left to train in: of this machine, of the container that we are in, or of a GPU; and which
+errors say that it ran out.
 
 >>> free_memory(torch.device("cpu")) / 2**30
 13.2
@@ -21,6 +22,13 @@ def free_memory(device: torch.device) -> float:
         free, _ = torch.cuda.mem_get_info(device)
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return min(_of_machine(), of_group())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has a type for it on GPUs only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _of_machine() -> float:

@@ -34,7 +34,7 @@ from trials.attempts import tables as attempt_tables
 from trials.curves import Curves
 from trials.goals import Goal
 from trials.lease import Held, Lease, holder
-from trials.log import Event, LogWriter, last_epoch
+from trials.log import Event, LogWriter, close_epochs, last_epoch
 from trials.log import events as log_events
 from trials.records import Checkpoint, Ending, Outcome, Start, trial_id
 from trials.segments import Conflict, Damaged
@@ -204,9 +204,11 @@ class SearchStore:
     # -- the log ---------------------------------------------------------------------------------------------------
 
     def log_writer(self, epoch: int) -> LogWriter:
-        """The one writer of `epoch`; raises `Conflict` where that epoch, or a later one, has been written."""
+        """The one writer of `epoch`; raises `Conflict` where that epoch, or a later one, has been written. Those of
+        earlier epochs are refused from now on."""
         if (last := self._last_epoch()) >= epoch:
             raise Conflict(f"log: epochs rise, but got {epoch} where {last} is written; take the lease for a new one.")
+        close_epochs(layout.log(self.path), range(max(last, 0), epoch))
         return LogWriter(layout.log(self.path), epoch)
 
     def _last_epoch(self) -> int:
@@ -291,6 +293,11 @@ class SearchStore:
     def attempt_outcomes(self, bundle_id: str, attempt: int) -> list[Outcome]:
         """The outcomes of one attempt, closed or not."""
         return rows.outcomes_of(rows.joined(self._tables((bundle_id, attempt))))
+
+    def closed_outcomes(self, bundle_id: str, attempt: int) -> list[Outcome]:
+        """The same of an attempt that is closed, which has some; none of any other."""
+        place = layout.attempt(self.path, bundle_id, attempt)
+        return self.attempt_outcomes(bundle_id, attempt) if place.is_dir() and is_closed(place) else []
 
     def outcomes(self, closed_only: bool = True) -> list[Outcome]:
         """Each trial's outcome, in the order of telling, then those closed and not told yet; of every attempt if not

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import torch
 
+from trials.allocator import give_back
 from trials.batches import Rows
 from trials.fused import FusedRun
 from trials.lanes.making import is_dense
@@ -25,13 +26,15 @@ from trials.objective import call_objective
 from trials.plan import Plan
 from trials.records import Bundle, Checkpoint, Ending, Outcome, Report, outcome_of
 from trials.resuming import fits, spent_before
+from trials.room import out_of_memory
 
 
 class Trainer:
-    """Trains bundles of one search; made once per worker, so that data are prepared once."""
+    """Trains bundles of one search; made once per worker, so that data are prepared once. `grouped` says whether dense
+    lanes run as batched products at the sizes of the widest (None: on a GPU)."""
 
-    def __init__(self, plan: Plan, device: torch.device | str = "cpu") -> None:
-        self.plan, self.device = plan, torch.device(device)
+    def __init__(self, plan: Plan, device: torch.device | str = "cpu", *, grouped: bool | None = None) -> None:
+        self.plan, self.device, self.grouped = plan, torch.device(device), grouped
         self._splits: dict[tuple[str, ...], Rows] = {}
 
     def train(
@@ -58,10 +61,14 @@ class Trainer:
         if start is not None:
             fits(start, bundle)
         try:
-            run = FusedRun(self.plan, bundle, self.rows, self.device, worker, start)
+            run = FusedRun(self.plan, bundle, self.rows, self.device, worker, start, grouped=self.grouped)
             yield from run.records(checkpoint_every)
         except Exception as error:
-            ending = Ending.OOM if out_of_memory(error) else Ending.ERROR
+            ending = Ending.ERROR
+            if out_of_memory(error):
+                ending = Ending.OOM
+                traceback.clear_frames(error.__traceback__)  # or its tensors would live as long as it is told of
+                give_back()
             yield from failures(bundle, ending, error, started, worker, start)
 
     def rows(self, *splits: str) -> Rows:
@@ -83,13 +90,6 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has a type for it on GPUs only."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def failures(

@@ -25,6 +25,7 @@ from service.board.contract import IDLE, LEASED, Job, LeaseLost, Unreachable
 from trials import rows
 
 APPLICATION, VERSION = 0x436F6E74, 1  # what marks a file as ours; its schema
+AHEAD = 64  # pages of the write-ahead log after which it begins anew: SQLite's own 1000 would fill a disk nearly full
 Clock = Callable[[], tuple[str, float]]
 
 # `until` is the end of the lease where there is a runner, else of the waiting; it counts only within its `boot`.
@@ -283,6 +284,7 @@ class SQLiteBoard:
         run("COMMIT")
         self._write_ahead(run)
         run("PRAGMA synchronous = FULL")
+        run(f"PRAGMA wal_autocheckpoint = {AHEAD}")
         if ours:
             return
         run("BEGIN IMMEDIATE")

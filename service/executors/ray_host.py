@@ -76,6 +76,9 @@ class Host:
     def overdue(self, worker: str, words: str = "") -> None:
         self._controller.overdue(worker, words)
 
+    def unwritable(self, reason: str) -> None:
+        self._controller.unwritable(reason)
+
     def say(self, slot: str, words: str) -> None:
         """Why a slot cannot work."""
         with self._lock:

@@ -101,6 +101,9 @@ class RemoteController:
     def overdue(self, worker: str, words: str = "") -> None:
         self._call("overdue", worker, words)
 
+    def unwritable(self, reason: str) -> None:
+        self._call("unwritable", reason)
+
     def say(self, slot: str, words: str) -> None:
         self._call("say", slot, words)
 

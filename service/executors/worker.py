@@ -225,8 +225,8 @@ class _Attendance:
     def _answer(self, verb: str, args: tuple[Any, ...]) -> bool:
         """Whether it was told that all is done."""
         self.deadline = math.inf
-        if verb == "finish":
-            self.desk.finish(*args)
+        if verb in ("finish", "unwritable"):
+            getattr(self.desk, verb)(*args)
             self.worker.pipe.send(None)
             return False
         self.pulled = True
@@ -269,6 +269,9 @@ class _Piped:
 
     def finish(self, bundle: Bundle, outcomes: Sequence[Outcome]) -> None:
         self._call("finish", bundle, outcomes)
+
+    def unwritable(self, reason: str) -> None:
+        self._call("unwritable", reason)
 
 
 def _hang_on(life_end: int) -> None:

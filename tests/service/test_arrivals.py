@@ -19,7 +19,8 @@ from trials.store import SearchStore, Store
 
 
 class Gate:
-    """A log that is written only while it is open, and that counts what was written in one piece."""
+    """A log that is written only while it is open, and that counts what was written in one piece. What is asked
+    meanwhile, by a thread of its own, is let through."""
 
     def __init__(self, log: LogWriter) -> None:
         self._log, self.open, self.writing = log, threading.Event(), threading.Event()
@@ -27,6 +28,8 @@ class Gate:
         self.sizes: list[int] = []
 
     def append_many(self, new: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Event]:
+        if all(kind == "asked" for kind, _ in new):
+            return self._log.append_many(new)
         self.writing.set()
         assert self.open.wait(60)
         self.sizes.append(len(new))

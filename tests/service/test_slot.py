@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from controller_cases import SPACE
 
-from service import driver, slot
+from service import preparing, slot
 from service.planning import plan_of
 from service.progress import DONE, Done
 from service.slot import serve
@@ -89,6 +89,6 @@ def test_lanes_that_a_spec_asks_for_are_bounded_by_memory(
     needed = calibrate._memory(plan, calibrate._points(plan, 1)[:1])
     monkeypatch.setattr(calibrate, "free_memory", lambda _: needed * room / calibrate.MEMORY_SHARE)
     search = store.create("s", {"name": "s", "spec": spec.to_dict()})
-    assert driver._lanes(search, spec, plan)[0] == used
+    assert preparing._lanes(search, spec, plan)[0] == used
     search.log_writer(1).append("calibrated", {"lanes": lanes, "way": "looped", "device_s": 0.0})
-    assert driver._lanes(search, spec, plan)[0] == used
+    assert preparing._lanes(search, spec, plan)[0] == used

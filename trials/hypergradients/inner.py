@@ -59,8 +59,9 @@ class Inner:
 
     `losses(weights_T, h_KP, batch)` are the lanes' losses, [K]; `hyper(h_KP)` the optimiser's hyperparameters, [T] each
     (a rate is 0 where a weight rests); `feedback(weights_T, h_KP, batch)` the direction [T] of a learner other than
-    back-propagation; `rerun` the losses where they leave no trace outside (batch norms remember each batch once). All
-    are differentiable in weights and h.
+    back-propagation; `rerun` the losses where they leave no trace outside (batch norms remember each batch once);
+    `sums` each lane's sum [K] of numbers [T], where they lie so that it has an order of its own: a GPU adds up by
+    `lane_T` in whatever order it comes to. All are differentiable in weights and h.
     """
 
     rule: Rule
@@ -69,6 +70,7 @@ class Inner:
     hyper: Callable[[Tensor], Mapping[str, Tensor]]
     feedback: Callable[[Tensor, Tensor, Batch], Tensor] | None = None
     rerun: Callable[[Tensor, Tensor, Batch], Tensor] | None = None
+    sums: Callable[[Tensor], Tensor] | None = None
 
     def again(self) -> Inner:
         """The same for steps that are taken a second time."""
@@ -107,6 +109,8 @@ class Inner:
 
     def dot(self, a_T: Tensor, b_T: Tensor, lanes: int) -> Tensor:
         """Each lane's own inner product, [K]; no lane's NaN reaches another."""
+        if self.sums is not None:
+            return self.sums(a_T * b_T)
         return a_T.new_zeros(lanes).index_add_(0, self.lane_T, a_T * b_T)
 
 

@@ -10,7 +10,10 @@ layer is one matrix product, its bias included. Each lane's products run at the 
 runs once over the flat buffers of all lanes. A lane's arithmetic is therefore bitwise the same whatever the other lanes
 are, and a NaN stays in its lane.
 
-`grouped` lays equal shapes side by side and runs batched products instead: the GPU's form.
+`grouped` gives every lane the room of the widest and runs batched products instead: the GPU's form. What a lane has
+beyond its own sizes is silent: weights of 0 in and out, which every activation (0 at 0) and every rule leave at 0. The
+step allocates nothing and writes in place all that it reads, so that it can be one CUDA graph (`graphed.py`) until the
+lanes are laid anew: see `resize`.
 
 Legend of shape suffixes: K lanes, B batch, I 1 + inputs, O outputs, R rows, T a whole flat buffer.
 """
@@ -18,7 +21,7 @@ Legend of shape suffixes: K lanes, B batch, I 1 + inputs, O outputs, R rows, T a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,6 +31,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from search_spaces.parametrisation import REFERENCE, Scaling, scaling
+from trials.lanes import together
 from trials.lanes.layout import Layout
 from trials.lanes.program import spread
 from trials.noise import fold, normal
@@ -35,6 +39,7 @@ from trials.optimisers import Optimiser, Rule
 
 aten = torch.ops.aten
 
+AT_ONCE = 1 << 26  # numbers of a layer that grouped lanes predict at a time
 FUNCTION = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "silu": functional.silu}
 
 
@@ -61,7 +66,7 @@ class DenseLanes:
         sizes: each lane's hidden sizes; lanes may differ in them, not in their number.
         batch: rows of a training batch.
         gated: each unit is multiplied by a grade (`grade`); without it, sizes alone say which units exist.
-        grouped: all lanes share one shape, and batched products serve them.
+        grouped: every lane has the room of the widest, and batched products serve them all.
     """
 
     def __init__(
@@ -78,41 +83,66 @@ class DenseLanes:
         self.shape, self.batch, self.gated, self.grouped = shape, batch, gated, grouped
         self.device, self.dtype = torch.device(device), dtype
         self._product = torch.bmm if grouped else torch.mm
-        self._lay(sizes)
+        self.lay(sizes)
 
     # -- buffers -----------------------------------------------------------------------------------------------------
 
-    def _lay(self, sizes: Sequence[Sequence[int]]) -> None:
+    def lay(self, sizes: Sequence[Sequence[int]]) -> None:
         """Allocate every buffer for `sizes` and cut the views that the step works on."""
-        self.sizes = [tuple(int(n) for n in lane) for lane in sizes]
-        self.hidden, self.lanes = len(self.sizes[0]), len(self.sizes)
-        widths = [(self.shape.inputs, *lane, self.shape.outputs) for lane in self.sizes]
-        self.layout = Layout([[(b, a + 1) for a, b in pairwise(w)] for w in widths], grouped=self.grouped)
-        self.lane_T, self.layer_T = (places_T.to(self.device) for places_T in self.layout.owners())
-        self._alive_T: Tensor | None = None
-        self._speak: list[Tensor] = []  # which units have a grade above 0, [K, N] a layer
+        self.room = together.widest(sizes)
+        self.place(sizes)
         self.weights_T = self.layout.zeros(self.device, self.dtype)
         self.gradients_T = self.layout.zeros(self.device, self.dtype)
-        self.units = [
-            Layout([[(1 + lane[i], self.batch)] for lane in self.sizes], grouped=self.grouped)
-            for i in range(self.hidden)
-        ]
         self._act = [self._with_ones(units) for units in self.units]
         self._delta = [units.zeros(self.device, self.dtype) for units in self.units]
         keeps_pre = self.shape.activation in ("gelu", "silu")  # their derivative needs the value before the activation
         self._pre = [units.zeros(self.device, self.dtype) for units in self.units] if keeps_pre else self._act
         self._grade = [torch.ones_like(h_T) for h_T in self._act] if self.gated else []
-        self._told = [_pieces(units, m_T) for units, m_T in zip(self.units, self._grade, strict=self.gated)]
+        self._told = [units.pieces(m_T) for units, m_T in zip(self.units, self._grade, strict=self.gated)]
         self._gated = [self._with_ones(units) for units in self.units] if self.gated else self._act
-        feedback = self.shape.learner == "feedback"
-        self.heard = [
-            Layout([[(lane[i], self.shape.outputs)] for lane in self.sizes], grouped=self.grouped)
-            for i in range(self.hidden if feedback else 0)
-        ]
         self.feedback = [heard.zeros(self.device, self.dtype) for heard in self.heard]
         self.logits_KOB = torch.zeros(self.lanes, self.shape.outputs, self.batch, device=self.device, dtype=self.dtype)
         self._top_KOB = torch.zeros_like(self.logits_KOB)
         self._cut()
+
+    def place(self, sizes: Sequence[Sequence[int]]) -> None:
+        """Say where lanes of `sizes` lie in the buffers."""
+        self.sizes = [tuple(int(n) for n in lane) for lane in sizes]
+        self.hidden, self.lanes = len(self.sizes[0]), len(self.sizes)
+        first, last = self.shape.inputs, self.shape.outputs
+        self.layout = self._layout(lambda n: [(b, a + 1) for a, b in pairwise((first, *n, last))])
+        self.units = [self._layout_of(i, 1, self.batch) for i in range(self.hidden)]
+        heard = range(self.hidden if self.shape.learner == "feedback" else 0)
+        self.heard = [self._layout_of(i, 0, last) for i in heard]
+        self._owners: tuple[Tensor, Tensor] | None = None
+        self._alive_T: Tensor | None = None
+        self._speak: list[Tensor] = []  # which units have a grade above 0, [K, N] a layer
+
+    def _layout(self, shapes: Callable[[tuple[int, ...]], list[tuple[int, int]]]) -> Layout:
+        return Layout([shapes(lane) for lane in self.sizes], room=shapes(self.room) if self.grouped else None)
+
+    def _layout_of(self, i: int, more: int, columns: int) -> Layout:
+        """Of a matrix a lane, with a row for each unit of a layer and some `more`."""
+        return self._layout(lambda n: [(n[i] + more, columns)])
+
+    @property
+    def lane_T(self) -> Tensor:
+        """Whose each weight is."""
+        self._owners = self._owners or self.layout.owners(self.device)
+        return self._owners[0]
+
+    @property
+    def layer_T(self) -> Tensor:
+        """Of which layer each weight is."""
+        self._owners = self._owners or self.layout.owners(self.device)
+        return self._owners[1]
+
+    @property
+    def own_T(self) -> Tensor | None:
+        """Which weights are a lane's own; None: all but the rest of a span."""
+        if not self.grouped:
+            return None
+        return torch.cat([self.layout.own(i, self.device).flatten() for i in range(self.hidden + 1)])
 
     def _with_ones(self, units: Layout) -> Tensor:
         h_T = units.zeros(self.device, self.dtype)
@@ -160,17 +190,23 @@ class DenseLanes:
         """
         self.identities, self.live = list(identities), [tuple(lane) for lane in live or self.sizes]
         self.now = self.live
-        for lane in range(self.lanes):
-            self._initialise_lane(lane)
-        self._draw_feedback()
+        if self.grouped:
+            together.initialise(self)
+        else:
+            for lane in range(self.lanes):
+                self._initialise_lane(lane)
+        self.draw_feedback()
 
-    def _draw_feedback(self) -> None:
+    def draw_feedback(self) -> None:
         """Every lane's fixed matrices, nested by prefix of rows."""
+        if self.grouped:
+            together.draw_feedback(self)
+            return
         for lane, i in itertools.product(range(self.lanes), range(len(self.heard))):
             seed, number, replicate = self.identities[lane]
             view = self.heard[i].lane_view(self.feedback[i], lane, 0)
             drawn = normal(fold(seed, "feedback", number, replicate, i), view.shape[0], view.shape[1], self.device)
-            view.copy_(drawn * self._scaling(self.live[lane], self.hidden, "sgd").std)
+            view.copy_(drawn * self.scaling(self.live[lane], self.hidden, "sgd").std)
 
     def _initialise_lane(self, lane: int) -> None:
         for view, start in zip(self.matrices(lane), self.initial(lane), strict=True):
@@ -182,11 +218,11 @@ class DenseLanes:
         found = []
         for i, view in enumerate(self.matrices(lane)):
             drawn = normal(fold(seed, "init", number, replicate, i), view.shape[0], view.shape[1] - 1, self.device)
-            weights = drawn.to(self.dtype) * self._scaling(self.live[lane], i, "sgd").std
+            weights = drawn.to(self.dtype) * self.scaling(self.live[lane], i, "sgd").std
             found.append(functional.pad(weights, (1, 0)))
         return found
 
-    def _scaling(self, sizes: Sequence[float], i: int, optimizer: str) -> Scaling:
+    def scaling(self, sizes: Sequence[float], i: int, optimizer: str) -> Scaling:
         """The scaling of a layer at real hidden sizes."""
         live = [self.shape.inputs, *sizes, self.shape.outputs]
         relative = [REFERENCE] * self.hidden if self.shape.parametrisation == "mup" else self.shape.maxima or sizes
@@ -204,26 +240,55 @@ class DenseLanes:
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         """Begin an optimiser with each lane's own hyperparameters, name -> [K]."""
-        self.rule, self.optimiser = rule, Optimiser(rule, {}, self.weights_T)
+        self.rule = rule
+        self.optimiser = Optimiser(rule, {n: torch.zeros_like(self.weights_T) for n in rule.uses}, self.weights_T)
+        self._lr_T = torch.zeros_like(self.weights_T) if self._rated else self.optimiser.hyper["lr"]
         self.retune(hyper)
 
     def retune(self, hyper: Mapping[str, Tensor]) -> None:
         """Other hyperparameters from here on, name -> [K]; the optimiser's state stays."""
         self.hyper = {name: values_K.to(self.device, self.dtype) for name, values_K in hyper.items()}
-        found = {name: spread(name, self.hyper, self.lane_T, self.layer_T) for name in self.rule.uses}
-        self._lr_T, self.optimiser.hyper = found["lr"], found
-        self._set_rates()
+        for name in self.rule.uses:
+            self._spread(name, self._lr_T if name == "lr" else self.optimiser.hyper[name])
+        self.set_rates()
 
-    def _set_rates(self) -> None:
+    def _spread(self, name: str, into_T: Tensor) -> None:
+        """Put a hyperparameter at each weight: its lane's, or its layer's own where that has one."""
+        if not self.grouped:
+            into_T.copy_(spread(name, self.hyper, self.lane_T, self.layer_T))
+            return
+        for i in range(self.hidden + 1):
+            values_K = self.hyper.get(f"{name}.{i}", self.hyper[name])
+            self.layout.stack(into_T, i).copy_(values_K.view(-1, 1, 1))
+
+    @property
+    def _rated(self) -> bool:
+        """Whether learning rates differ within a layer of a lane."""
+        return self.gated or self.shape.parametrisation == "mup"
+
+    @property
+    def rates_T(self) -> Tensor:
+        """By how much a weight's learning rate differs from its lane's, [T]; 0 where it rests."""
+        return self._rates_T if self._rated else torch.ones_like(self.weights_T)
+
+    def set_rates(self) -> None:
         """Learning rates as the parametrisation wants them, and 0 where a weight is no member."""
-        self.rates_T = torch.ones_like(self.weights_T) if self._alive_T is None else self._alive_T.clone()
-        if self.shape.parametrisation == "mup":
-            for lane, i in itertools.product(range(self.lanes), range(self.hidden + 1)):
-                found = self._scaling(self.now[lane], i, self.rule.kind)
-                view = self.layout.lane_view(self.rates_T, lane, i)
-                view[:, 0] *= found.bias_lr
-                view[:, 1:] *= found.weight_lr
-        self.optimiser.hyper["lr"] = self._lr_T * self.rates_T
+        if not self._rated:
+            return
+        self._rates_T = torch.ones_like(self.weights_T) if self._alive_T is None else self._alive_T.clone()
+        for i in range(self.hidden + 1 if self.shape.parametrisation == "mup" else 0):
+            found = [self.scaling(now, i, self.rule.kind) for now in self.now]
+            if self.grouped:
+                bias_K, weight_K = self._rates_T.new_tensor([(rates.bias_lr, rates.weight_lr) for rates in found]).T
+                every = self.layout.stack(self._rates_T, i)
+                every[..., 0] *= bias_K[:, None]
+                every[..., 1:] *= weight_K[:, None, None]
+                continue
+            for lane, rates in enumerate(found):
+                view = self.layout.lane_view(self._rates_T, lane, i)
+                view[:, 0] *= rates.bias_lr
+                view[:, 1:] *= rates.weight_lr
+        torch.mul(self._lr_T, self._rates_T, out=self.optimiser.hyper["lr"])
 
     def matrices(self, lane: int, buffer_T: Tensor | None = None) -> list[Tensor]:
         """A lane's weights (or the same places of another buffer), views [out, 1 + in] with the bias in column 0."""
@@ -245,14 +310,17 @@ class DenseLanes:
 
     def resize(self, sizes: Sequence[Sequence[int]]) -> None:
         """Lay the lanes anew: units that stay keep weights and state; new ones begin as at initialisation."""
+        if self.grouped:
+            together.resize(self, sizes)
+            return
         saved, before = [self.save_lane(lane) for lane in range(self.lanes)], self.sizes
-        self._lay(sizes)
+        self.lay(sizes)
         self.attach(self.rule, self.hyper)
         for lane, tensors in enumerate(saved):
             if self.sizes[lane] != before[lane]:
                 self._initialise_lane(lane)
             self.load_lane(lane, tensors)
-        self._draw_feedback()
+        self.draw_feedback()
 
     # -- gates -------------------------------------------------------------------------------------------------------
 
@@ -270,15 +338,15 @@ class DenseLanes:
             self._speak, self._alive_T = speak, self._alive(speak)
             self.forget()
         if not still or self.shape.parametrisation == "mup":  # whose rates follow the real sizes
-            self._set_rates()
+            self.set_rates()
 
     def _alive(self, speak: Sequence[Tensor]) -> Tensor:
         """1 where a weight is read and written by units that speak, [T]; 0 elsewhere."""
         alive_T = torch.ones_like(self.weights_T)
         for i, speak_KN in enumerate(speak):
-            for lanes, own_KOI in _pieces(self.layout, alive_T, i):
+            for lanes, own_KOI in self.layout.pieces(alive_T, i):
                 own_KOI.mul_(speak_KN[lanes, : own_KOI.shape[1], None])
-            for lanes, own_KOI in _pieces(self.layout, alive_T, i + 1):
+            for lanes, own_KOI in self.layout.pieces(alive_T, i + 1):
                 own_KOI[..., 1:].mul_(speak_KN[lanes, None, : own_KOI.shape[2] - 1])
         return alive_T
 
@@ -316,7 +384,7 @@ class DenseLanes:
         for i in range(self.hidden - 1, -1, -1):
             for wt, d, out in self._down[i]:
                 self._product(wt, d, out=out)
-            sums = [m_KNB[:, 1:].sum(2) for _, m_KNB in _pieces(self.units[i], self._delta[i] * self._act[i])]
+            sums = [m_KNB[:, 1:].sum(2) for _, m_KNB in self.units[i].pieces(self._delta[i] * self._act[i])]
             found.insert(0, sums[0] if len(sums) == 1 else pad_sequence([m_1N[0] for m_1N in sums], batch_first=True))
             self._through(i)
         return found
@@ -406,31 +474,27 @@ class DenseLanes:
 
     def predict(self, x_RI: Tensor) -> Tensor:
         """Every lane's logits on any number of rows, [K, O, R]; touches no buffer of the step."""
-        act = FUNCTION[self.shape.activation]
-        out = []
-        for c in range(len(self._weights[0])):
-            h = x_RI.mT
-            for i in range(self.hidden + 1):
-                z = torch.matmul(self._weights[i][c], h)
-                if i < self.hidden:
-                    z = act(z)
-                    if self.gated:
-                        z = z * self.units[i].views(self._grade[i], 0)[c][..., 1:, :1]
-                    h = functional.pad(z, (0, 0, 1, 0), value=1.0)
-            out.append(z)
-        return out[0] if self.grouped else torch.stack(out)
+        grades = [units.views(m_T, 0) for units, m_T in zip(self.units, self._grade, strict=self.gated)]
+        if not self.grouped:
+            each = [([w[k] for w in self._weights], [m[k] for m in grades]) for k in range(self.lanes)]
+            return torch.stack([self._outputs(*own, x_RI) for own in each])
+        some = max(1, AT_ONCE // max(1, max((*self.room, self.shape.outputs)) * len(x_RI)))
+        parts = [slice(k, k + some) for k in range(0, self.lanes, some)]
+        weights, own = [w[0] for w in self._weights], [m[0] for m in grades]
+        return torch.cat([self._outputs([w[part] for w in weights], [m[part] for m in own], x_RI) for part in parts])
+
+    def _outputs(self, weights: Sequence[Tensor], grades: Sequence[Tensor], x_RI: Tensor) -> Tensor:
+        act, h = FUNCTION[self.shape.activation], x_RI.mT
+        for i, matrix in enumerate(weights):
+            z = torch.matmul(matrix, h)
+            if i < self.hidden:
+                z = act(z)
+                if self.gated:
+                    z = z * grades[i][..., 1:, :1]
+                h = functional.pad(z, (0, 0, 1, 0), value=1.0)
+        return z
 
 
 def _padded(by_lane: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """From `[lane][layer]` [units, ...] to [K, N, ...] a layer, 0 beyond a lane's units."""
     return [pad_sequence(list(layer), batch_first=True) for layer in zip(*by_lane, strict=True)]
-
-
-def _pieces(layout: Layout, buffer_T: Tensor, part: int = 0) -> list[tuple[slice, Tensor]]:
-    """Lanes and views of their matrices of a part, [k, rows, columns]: of all at once where they are alike."""
-    rows, columns = layout.shapes[0][part]
-    if any(parts[part] != (rows, columns) for parts in layout.shapes):
-        return [(slice(k, k + 1), layout.lane_view(buffer_T, k, part).unsqueeze(0)) for k in range(layout.lanes)]
-    starts = [own[part] for own in layout.offsets[:2]]
-    strides = (starts[-1] - starts[0] or rows * columns, columns, 1)
-    return [(slice(None), buffer_T.as_strided((layout.lanes, rows, columns), strides, starts[0]))]

@@ -55,16 +55,12 @@ class DenseFunctions:
     def losses(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
         """Every lane's loss on a batch, or on its own of [K, B, I] and [K, B, O]: [K]; `grades` [K, N] a layer, at
         least as many as are laid out ([K, N, B] where each row has its own)."""
-        logits_KOB = self._forward(weights_T, grades, x_BI)[0]
-        if self.lanes.shape.loss == "cross_entropy":
-            return -(functional.log_softmax(logits_KOB, 1) * y_BO.mT).sum(1).mean(1)
-        return 0.5 * (logits_KOB - y_BO.mT).square().sum(1).mean(1)
+        return _losses(self.lanes.shape.loss, self._forward(weights_T, grades, x_BI)[0], y_BO)
 
     def feedback(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
         """The direction of direct feedback alignment in every weight, [T]."""
         logits_KOB, before, after = self._forward(weights_T, grades, x_BI)
-        top_KOB = torch.softmax(logits_KOB, 1) if self.lanes.shape.loss == "cross_entropy" else logits_KOB
-        top = list(((top_KOB - y_BO.mT) / y_BO.shape[-2]).unbind(0))
+        top = list(_errors(self.lanes.shape.loss, logits_KOB, y_BO).unbind(0))
         slope, found = _SLOPE[self.lanes.shape.activation], list[Tensor]()
         for i in range(self.lanes.hidden + 1):
             deltas = top
@@ -113,6 +109,62 @@ class DenseFunctions:
 
     def _rows(self, i: int, batch: int) -> Rows:
         return _laid(tuple(lane[i] for lane in self.lanes.sizes), batch)
+
+
+class GroupedFunctions:
+    """The same of grouped lanes, as they are laid out now: batched products over everybody's room."""
+
+    def __init__(self, lanes: DenseLanes) -> None:
+        self.lanes = lanes
+
+    def losses(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
+        """As `DenseFunctions.losses`."""
+        return _losses(self.lanes.shape.loss, self._forward(weights_T, grades, x_BI)[0], y_BO)
+
+    def feedback(self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor, y_BO: Tensor) -> Tensor:
+        """As `DenseFunctions.feedback`."""
+        lanes = self.lanes
+        logits_KOB, before, reads = self._forward(weights_T, grades, x_BI)
+        top_KOB, slope = _errors(lanes.shape.loss, logits_KOB, y_BO), _SLOPE[lanes.shape.activation]
+        deltas = [
+            torch.bmm(heard.stack(buffer_T, 0), top_KOB) * slope(z_KNB) * self._own(i, grades)
+            for i, (heard, buffer_T, z_KNB) in enumerate(zip(lanes.heard, lanes.feedback, before, strict=True))
+        ]
+        found = [torch.bmm(d, h.mT).flatten() for d, h in zip([*deltas, top_KOB], reads, strict=True)]
+        return torch.cat(found)
+
+    def _forward(
+        self, weights_T: Tensor, grades: Sequence[Tensor], x_BI: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits [K, O, B]; of each hidden layer what comes before its activation, [K, N, B]; of each layer what it
+        reads, [K, 1 + N, B]."""
+        lanes = self.lanes
+        act, before = FUNCTION[lanes.shape.activation], list[Tensor]()
+        reads = [x_BI.mT.expand(lanes.lanes, -1, -1)]
+        spans = [lanes.lanes * rows * columns for rows, columns in lanes.layout.room]
+        for i, own_T in enumerate(torch.split(weights_T, spans)):
+            z_KNB = torch.bmm(own_T.view(lanes.lanes, *lanes.layout.room[i]), reads[i])
+            if i < lanes.hidden:
+                before.append(z_KNB)
+                reads.append(functional.pad(act(z_KNB) * self._own(i, grades), (0, 0, 1, 0), value=1.0))
+        return z_KNB, before, reads
+
+    def _own(self, i: int, grades: Sequence[Tensor]) -> Tensor:
+        """The grades of the units of a layer that there is room for, [K, N, 1] or [K, N, B]."""
+        own = grades[i][:, : self.lanes.room[i]]
+        return own if own.dim() > 2 else own.unsqueeze(2)
+
+
+def _losses(loss: str, logits_KOB: Tensor, y_BO: Tensor) -> Tensor:
+    if loss == "cross_entropy":
+        return -(functional.log_softmax(logits_KOB, 1) * y_BO.mT).sum(1).mean(1)
+    return 0.5 * (logits_KOB - y_BO.mT).square().sum(1).mean(1)
+
+
+def _errors(loss: str, logits_KOB: Tensor, y_BO: Tensor) -> Tensor:
+    """d(lane loss)/d(logits), [K, O, B]."""
+    outputs_KOB = torch.softmax(logits_KOB, 1) if loss == "cross_entropy" else logits_KOB
+    return (outputs_KOB - y_BO.mT) / y_BO.shape[-2]
 
 
 class Rows:

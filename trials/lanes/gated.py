@@ -7,7 +7,8 @@
     >>> gradient_KP = widths.pull(lanes.grade_gradients(x_BI, y_BO))
 
 A gated lane is laid out for the units that its membership can reach now, and anew when it outgrows them or leaves more
-than a block unused; so a narrow lane costs a narrow network even where its bound is wide.
+than a block unused; so a narrow lane costs a narrow network even where its bound is wide. `grouped` lanes cost what the
+widest of them does (`executed`), which is nothing beside what a GPU takes for one product a lane.
 
 Legend of shape suffixes: K lanes, G gates, N units of a gate, B batch, I 1 + inputs, O outputs.
 """
@@ -15,6 +16,7 @@ Legend of shape suffixes: K lanes, G gates, N units of a gate, B batch, I 1 + in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from search_spaces.mlp import GatedMLP
 from search_spaces.network import Size
 from search_spaces.width import HeldGate, gates_of, held
 from trials.lanes.dense import DenseLanes, DenseShape
-from trials.lanes.dense_functions import DenseFunctions
+from trials.lanes.dense_functions import DenseFunctions, GroupedFunctions
 from trials.lanes.growing import AWAKE
 from trials.lanes.program import Functions, Identity
 from trials.noise import fold, uniform
@@ -43,11 +45,12 @@ class DenseProgram:
         gated: bool = False,
         growth: str = "fresh",
         alike: bool = False,
+        grouped: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.shape, self.batch, self.gated, self.growth, self.alike = shape, batch, gated, growth, alike
-        self.device, self.dtype = torch.device(device), dtype
+        self.grouped, self.device, self.dtype = grouped, torch.device(device), dtype
 
     def begin(
         self,
@@ -56,7 +59,8 @@ class DenseProgram:
         live: Sequence[Sequence[float]] | None = None,
     ) -> None:
         """Fresh lanes, laid out at `sizes` and initialised for the real sizes `live`."""
-        self.dense = DenseLanes(self.shape, sizes, self.batch, gated=self.gated, device=self.device, dtype=self.dtype)
+        where: Any = {"device": self.device, "dtype": self.dtype}
+        self.dense = DenseLanes(self.shape, sizes, self.batch, gated=self.gated, grouped=self.grouped, **where)
         self.dense.initialise(identities, live=live)
         self._members: list[Tensor] = []  # where growth asks: which units had a grade, [K, N] a gate
 
@@ -66,8 +70,18 @@ class DenseProgram:
         return list(self.dense.sizes)
 
     @property
+    def executed(self) -> list[tuple[Size, ...]]:
+        """The sizes at which each lane is computed."""
+        return [self.dense.room] * self.dense.lanes if self.grouped else self.sizes
+
+    @property
     def in_place(self) -> bool:
         return False
+
+    @property
+    def buffers(self) -> object:
+        """Something that is another as soon as a step works on other buffers."""
+        return self.dense.optimiser
 
     def attach(self, rule: Rule, hyper: Mapping[str, Tensor]) -> None:
         self.dense.attach(rule, hyper)
@@ -76,12 +90,14 @@ class DenseProgram:
         self.dense.retune(hyper)
 
     def functions(self) -> Functions:
-        own = DenseFunctions(self.dense, alike=self.alike)
+        own = GroupedFunctions(self.dense) if self.grouped else DenseFunctions(self.dense, alike=self.alike)
         learns = self.shape.learner == "feedback"
         return Functions(
             lane_T=self.dense.lane_T,
             layer_T=self.dense.layer_T,
             rates_T=self.dense.rates_T,
+            own_T=self.dense.own_T,
+            sums=self.dense.layout.sums if self.grouped else None,
             losses=lambda weights_T, grades, batch: own.losses(weights_T, grades, *batch[:2]),
             feedback=(lambda weights_T, grades, batch: own.feedback(weights_T, grades, *batch[:2])) if learns else None,
         )
@@ -138,21 +154,22 @@ class DenseProgram:
             for k in new_KN.any(1).nonzero().flatten().tolist():
                 seed, number, replicate = self.dense.identities[k]
                 units_N = slice(self.dense.sizes[k][g])
-                own, start = self.dense.matrices(k), self.dense.initial(k)
+                places, start = self.dense.matrices(k), [m.cpu() for m in self.dense.initial(k)]
+                own = [m.cpu() for m in places]  # a GPU adds up what units gave in whatever order
                 units = Units(incoming=(own[g],), outgoing=(own[g + 1][:, 1:],))
                 after = grown(
                     self.growth,
                     units,
                     Units(incoming=(start[g],), outgoing=(start[g + 1][:, 1:],)),
-                    living_N=self._members[g][k, units_N],
-                    new_N=new_KN[k, units_N],
-                    grades_N=grades[g][k, units_N],
+                    living_N=self._members[g][k, units_N].cpu(),
+                    new_N=new_KN[k, units_N].cpu(),
+                    grades_N=grades[g][k, units_N].cpu(),
                     uniform_N2=uniform(fold(seed, "growth", number, replicate, g), len(own[g]), 2).to(own[g]),
-                    matrix_WC=None if matrices is None else matrices[k][g],
+                    matrix_WC=None if matrices is None else matrices[k][g].cpu(),
                     incoming=AWAKE,
                 )
-                units.incoming[0].copy_(after.incoming[0])
-                units.outgoing[0].copy_(after.outgoing[0])
+                places[g].copy_(after.incoming[0])
+                places[g + 1][:, 1:].copy_(after.outgoing[0])
 
     def sample(self, grades: Sequence[Tensor]) -> None:
         self.dense.sample_together(grades)
@@ -189,5 +206,5 @@ class DenseProgram:
                 for g, grades in enumerate(self.dense.lane_grades(lane)):
                     gate = gates[f"width.{g}"]
                     assert isinstance(gate, HeldGate)
-                    gate.m = grades.clone()
+                    gate.m = grades.cpu().clone()
         return module

@@ -162,6 +162,10 @@ class LoopedLanes(Regated):
             self._relay(lanes)
 
     @property
+    def executed(self) -> list[tuple[Size, ...]]:
+        return self.sizes
+
+    @property
     def in_place(self) -> bool:
         return self.gated and not self.whole
 

@@ -51,12 +51,15 @@ def make(
     batch: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    *,
+    grouped: bool | None = None,
 ) -> tuple[Program, Widths | None]:
     """Lanes ready for their first step, and their widths where they have gates.
 
     Args:
         points: each lane's point, its sizes as they are to be trained.
         hyper: each lane's hyperparameters, name -> [K].
+        grouped: whether dense lanes run as batched products at the sizes of the widest (None: on a GPU).
     """
     network, task = plan.network, plan.task
     assert network is not None
@@ -100,7 +103,9 @@ def make(
         )
         # whatever bundle a lane is in: an interval is laid out for as much as it needs, the others for all
         alike = plan.fractional and all(kind.membership != "interval" for kind in kinds)
-        lanes = DenseProgram(shape, batch, gated=gated, growth=network.growth, alike=alike, **where)
+        grouped = device.type == "cuda" if grouped is None else grouped
+        form: Any = {"gated": gated, "growth": network.growth, "alike": alike, "grouped": grouped}
+        lanes = DenseProgram(shape, batch, **form, **where)
         lanes.begin(identities, [tuple(map(int, lane)) for lane in sizes], live)  # type: ignore[arg-type]
     else:
         flow = built.flow or Opaque(built.module, built.gates, built.example)

@@ -27,11 +27,15 @@ Identity = tuple[int, int, int]  # search seed, trial number, replicate
 
 
 class Program(Protocol):
-    """K lanes that train together. `sizes` are each lane's sizes as laid out, which its FLOPs follow."""
+    """K lanes that train together."""
 
     @property
     def sizes(self) -> list[tuple[Size, ...]]:
         """Each lane's sizes as laid out."""
+
+    @property
+    def executed(self) -> list[tuple[Size, ...]]:
+        """The sizes at which each lane is computed, which its FLOPs follow: those of `sizes`, or of what holds it."""
 
     @property
     def in_place(self) -> bool:
@@ -118,7 +122,9 @@ class Functions:
 
     `losses(weights_T, grades, batch)` are [K], `feedback` the direction [T] of a learner other than back-propagation.
     `lane_T` says whose each weight is, `layer_T` of which layer (None where rates go by lane alone), `rates_T` by how
-    much its learning rate differs from its lane's, 0 where it rests.
+    much its learning rate differs from its lane's, 0 where it rests; `own_T` which are numbers of a lane's own (None:
+    all that matter), for grouped lanes have others beside them that are silent; `sums` is each lane's sum [K] of
+    numbers [T], in an order of its own, where there is one.
     """
 
     lane_T: Tensor
@@ -126,6 +132,13 @@ class Functions:
     losses: Callable[[Tensor, Sequence[Tensor], Batch], Tensor]
     feedback: Callable[[Tensor, Sequence[Tensor], Batch], Tensor] | None = None
     layer_T: Tensor | None = None
+    own_T: Tensor | None = None
+    sums: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def whose_T(self) -> Tensor:
+        """Whose each weight is, -1 where it is nobody's own."""
+        return self.lane_T if self.own_T is None else torch.where(self.own_T, self.lane_T, -1)
 
     def spread(self, name: str, hyper: Mapping[str, Tensor]) -> Tensor:
         """A hyperparameter at each weight, [T]: its lane's, or its layer's own where that has one."""

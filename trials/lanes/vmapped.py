@@ -107,6 +107,10 @@ class VmappedLanes(Regated):
         return copy.deepcopy(self.flow.graph) if opaque else narrowed(self.flow, self.kept, whole=self.whole)
 
     @property
+    def executed(self) -> list[tuple[Size, ...]]:
+        return self.sizes
+
+    @property
     def in_place(self) -> bool:
         return not self.whole
 
