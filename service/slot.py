@@ -103,6 +103,8 @@ def train_and_store(
     if bundle.start is not None:
         with contextlib.suppress(Damaged, OSError, ValueError):  # it begins at the beginning then
             start = search.load_checkpoint(bundle.start, [trial.number for trial in bundle.trials])
+        if start is not None and start.code != trainer.code:  # as it does where the code is another one by now
+            start = None
     writer = search.attempt_writer(bundle.id, bundle.attempt, None if start is None else bundle.start)
     outcomes: list[Outcome] = []
     flushed = -math.inf if at_once else time.monotonic()

@@ -5,8 +5,9 @@
     'b000003.0-0000001200-3f0c6c0d5b1d7a55.safetensors'
     >>> load(directory, Start(bundle_id="b000003", attempt=0, step=1200), [17, 4])
 
-The name says whose it is, after how many steps, and the digest of its bytes; the header has the trials and the version
-of what the tensors mean. All tensors have the lanes on their first axis, so that some of the trials can be taken.
+The name says whose it is, after how many steps, and the digest of its bytes; the header has the trials, the version of
+what the tensors mean, and the digest of the user's own code where that trained them. All tensors have the lanes on
+their first axis, so that some of the trials can be taken.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     """
     from safetensors.torch import save as encoded  # slow, and who only lists checkpoints does not need it
 
-    told = {"version": VERSION, "trials": checkpoint.trials}
+    told: dict[str, Any] = {"version": VERSION, "trials": checkpoint.trials}
+    told |= {"code": checkpoint.code} if checkpoint.code else {}
     payload = encoded(dict(checkpoint.tensors), metadata={_KEY: json.dumps(told)})
     place = (checkpoint.bundle_id, checkpoint.attempt, checkpoint.step)
     if not directory.exists():  # in a search of before there were checkpoints
@@ -111,14 +113,14 @@ def read(path: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load as decoded
 
-    payload, trials = _checked(path)
+    payload, trials, code = _checked(path)
     place = layout.checkpoint_place(path.name)
     assert place is not None
     try:
         tensors = decoded(payload)
     except SafetensorError as error:
         raise Damaged(path, f"is not a checkpoint: {error}") from error
-    return Checkpoint(bundle_id=place[0], attempt=place[1], step=place[2], trials=trials, tensors=tensors)
+    return Checkpoint(bundle_id=place[0], attempt=place[1], step=place[2], trials=trials, tensors=tensors, code=code)
 
 
 def check(path: Path) -> None:
@@ -150,14 +152,14 @@ def _digest(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()[: layout.DIGITS]
 
 
-def _told(header: bytes) -> tuple[int, tuple[int, ...]]:
-    """The version and the trials that a file's header tells. Raises one of `_ODD` where it tells none."""
+def _told(header: bytes) -> tuple[int, tuple[int, ...], str]:
+    """The version, the trials and the code that a file's header tells. Raises one of `_ODD` where it tells none."""
     told = json.loads(json.loads(header)["__metadata__"][_KEY])
-    return told["version"], tuple(map(int, told["trials"]))
+    return told["version"], tuple(map(int, told["trials"])), str(told.get("code", ""))
 
 
-def _checked(path: Path) -> tuple[bytes, tuple[int, ...]]:
-    """The bytes of a file and its trials."""
+def _checked(path: Path) -> tuple[bytes, tuple[int, ...], str]:
+    """The bytes of a file, its trials and the code that trained them."""
     try:
         payload = path.read_bytes()
     except OSError as error:
@@ -168,9 +170,9 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, ...]]:
         raise Damaged(path, "its bytes do not have the digest that its name carries.")
     try:
         (length,) = struct.unpack_from("<Q", payload)
-        version, trials = _told(payload[8 : 8 + length])
+        version, trials, code = _told(payload[8 : 8 + length])
     except _ODD as error:
         raise Damaged(path, f"is not a checkpoint: {error!r}") from error
     if version != VERSION:
         raise Damaged(path, f"is of version {version}, but only {VERSION} is known here; go on with the code it is of.")
-    return payload, trials
+    return payload, trials, code

@@ -138,13 +138,15 @@ class Outcome:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """All that an attempt's lanes are after `step` steps, as named tensors whose first axis is the lane or the trial
-    (`trials` gives the order), so that any of its trials can go on in another bundle."""
+    (`trials` gives the order), so that any of its trials can go on in another bundle. `code` is the digest of the
+    user's own code that trained them ("": none did)."""
 
     bundle_id: str
     attempt: int
     step: int
     trials: tuple[int, ...]
     tensors: Mapping[str, Any]
+    code: str = ""
 
 
 def outcome_of(trial: Trial, bundle: Bundle, ending: Ending, **facts: Any) -> Outcome:

@@ -12,12 +12,17 @@ replicate): a trial's result does not depend on its bundle.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from search_spaces.networks import Own
 from trials.allocator import give_back
 from trials.batches import Rows
 from trials.fused import FusedRun
@@ -35,6 +40,7 @@ class Trainer:
 
     def __init__(self, plan: Plan, device: torch.device | str = "cpu", *, grouped: bool | None = None) -> None:
         self.plan, self.device, self.grouped = plan, torch.device(device), grouped
+        self.code = code_of(plan)
         self._splits: dict[tuple[str, ...], Rows] = {}
 
     def train(
@@ -62,7 +68,8 @@ class Trainer:
             fits(start, bundle)
         try:
             run = FusedRun(self.plan, bundle, self.rows, self.device, worker, start, grouped=self.grouped)
-            yield from run.records(checkpoint_every)
+            for record in run.records(checkpoint_every):
+                yield replace(record, code=self.code) if isinstance(record, Checkpoint) else record
         except Exception as error:
             ending = Ending.ERROR
             if out_of_memory(error):
@@ -78,6 +85,17 @@ class Trainer:
             dense = is_dense(self.plan)
             self._splits[splits] = Rows.of(self.plan.task, *splits, dense=dense, device=self.device)
         return self._splits[splits]
+
+
+def code_of(plan: Plan) -> str:
+    """The digest of the file that the user's own network comes from, as it is when a trainer is made; "" for one of
+    ours. What other code has trained is nothing to go on from."""
+    if not isinstance(plan.network, Own) or plan.network.factory is None:
+        return ""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(plan.network.factory)).read_bytes()).hexdigest()
+    except (TypeError, OSError):  # it was made on the fly
+        return ""
 
 
 @contextlib.contextmanager

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +15,18 @@ from controller_cases import SPACE
 from service import preparing, slot
 from service.planning import plan_of
 from service.progress import DONE, Done
-from service.slot import serve
+from service.slot import serve, train_and_store
 from service.spec import check
 from trials import calibrate
-from trials.records import Bundle, Ending, Outcome, Report, Trial, outcome_of
+from trials.records import Bundle, Checkpoint, Ending, Outcome, Report, Start, Trial, outcome_of
 from trials.store import SearchStore, Store
+from trials.train import Trainer
 
 
 class Reporting:
     """Trains nothing: two reports a trial, and notes what of the search is durable when it gets on with the next."""
+
+    code = ""
 
     def __init__(self, search: SearchStore) -> None:
         self.search, self.seen = search, dict[str, list[int]]()
@@ -92,3 +99,48 @@ def test_lanes_that_a_spec_asks_for_are_bounded_by_memory(
     assert preparing._lanes(search, spec, plan)[0] == used
     search.log_writer(1).append("calibrated", {"lanes": lanes, "way": "looped", "device_s": 0.0})
     assert preparing._lanes(search, spec, plan)[0] == used
+
+
+NETWORK = """
+from torch import nn
+from search_spaces.width import WidthGate
+
+class Mine(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.a, self.gate, self.b = nn.Linear(64, {units}), WidthGate("mine", {units}), nn.Linear({units}, outputs)
+
+    def forward(self, x):
+        return self.b(self.gate(self.a(x).relu()))
+"""
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_other_code_has_trained_is_nothing_to_go_on_from(store: Store, tmp_path: Path, edited: bool) -> None:
+    search, name = store.create("s", {}), f"slot_network_{edited}"
+    file = tmp_path / f"{name}.py"
+    spec = {
+        "task": "uci/digits",
+        "network": {"kind": f"{name}:Mine"},
+        "space": {"mine": {"type": "width", "low": 2, "high": 8}},
+        "training": {"epochs": 2, "lr": 0.1},
+        "budget": {"trials": 2},
+    }
+    trials = tuple(Trial(search_id="s", number=n, point={"mine": 4.0 + n}) for n in range(2))
+    bundle = Bundle(search_id="s", id="b0", generation=0, trials=trials)
+
+    def trainer(units: int) -> Trainer:
+        file.write_text(NETWORK.format(units=units))
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return Trainer(plan_of(*check(spec, directory=tmp_path)))
+
+    records = trainer(12).train(bundle, checkpoint_every=0.0)
+    kept = [record for record in records if isinstance(record, Checkpoint)][20]
+    search.save_checkpoint(kept)
+    again = replace(bundle, attempt=1, start=Start(bundle_id="b0", attempt=0, step=kept.step))
+    outcomes = train_and_store(search, trainer(13 if edited else 12), again, "w")
+    assert [outcome.ending for outcome in outcomes] == [Ending.COMPLETE] * 2
+    begun = [row["step"] for row in search.report_rows(every_attempt=True).to_pylist() if row["attempt"] == 1]
+    whole = {report.step for report in trainer(12).train(bundle) if isinstance(report, Report)}
+    assert set(begun) == ({step for step in whole if step > kept.step} if not edited else whole)
