@@ -96,6 +96,7 @@ def test_the_elastic_report_has_every_case_and_foretells_every_byte(monkeypatch)
     assert "relaxed / rounded" in text
 
 
+@pytest.mark.slow
 def test_a_part_is_measured_alone(monkeypatch):
     monkeypatch.setattr(elastic, "keep_freed_memory", lambda: True)
     scale = dataclasses.replace(SMALL, graphs=dataclasses.replace(SMALL_GRAPHS, networks=SMALL_GRAPHS.networks[2:]))

@@ -82,6 +82,7 @@ def same(a: Tensor | None, b: Tensor | None) -> None:
 # -- whole strides -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_materialised_is_the_relaxed_network_at_whole_strides(name: str, kind: str) -> None:
     """Outputs in both modes, gradients of all weights, and statistics; its maps are as small as they are said to be."""

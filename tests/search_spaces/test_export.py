@@ -203,6 +203,7 @@ def test_onnx_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: 
     assert path_faults(tmp_path / "best.py") == []
 
 
+@pytest.mark.slow
 def test_the_exporter_says_nothing_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     module, example = built("mlp")

@@ -51,6 +51,7 @@ def best(store: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[st
     return answer
 
 
+@pytest.mark.slow
 def test_best_draws_its_graph(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = best(found, capsys, "--draw", "graph.svg")
     assert told["drawn"] == "graph.svg"

@@ -292,6 +292,7 @@ def test_a_managed_server_that_forbids_config_is_warned_of_mildly(redis_server: 
         client.acl_deluser("app")
 
 
+@pytest.mark.slow
 def test_a_password_is_in_no_error(tmp_path: Path) -> None:
     with running_server(tmp_path, "--requirepass", "right") as server:
         host = f"127.0.0.1:{server.port}"

@@ -305,6 +305,7 @@ def slower(tmp_path: Path, store: str) -> list[str]:
 FACTS = "SELECT number, asked, point, rounded, ending, value, val_loss FROM trials ORDER BY number"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_search_cut_off_goes_on_as_if_nothing_had_happened(
     how: signal.Signals, uninterrupted: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

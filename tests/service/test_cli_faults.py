@@ -55,6 +55,7 @@ def test_a_search_that_meets_one_error_again_and_again_is_stopped(
     assert "--resume" in err
 
 
+@pytest.mark.slow
 def test_a_search_whose_workers_are_killed_says_why_and_goes_on_when_that_is_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

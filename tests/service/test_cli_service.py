@@ -21,7 +21,7 @@ from service.cli import main
 from service.client import AsyncClient, Client
 from service.client.errors import Conflict
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # a whole service of several processes
 PATIENCE = 240.0  # seconds; an upper guard, for machines that do much else
 ROOT = Path(__file__).parents[2]
 MORE = ("--allow-host", "searches.example.org", "--quota", "nobody=1")
@@ -133,7 +133,6 @@ def submitting(service: Service, *more: str) -> list[str]:
     return ["submit", str(service.spec), "--code", str(service.code), *more]
 
 
-@pytest.mark.slow
 def test_a_search_is_submitted_waited_for_and_looked_at(service: Service, run: Run) -> None:
     found = run(*submitting(service, "--wait", "--set", "resources.workers=2"))
     assert (found["state"], found["trials"], found["name"]) == ("complete", {"complete": 6}, "sleeper")
@@ -227,7 +226,6 @@ def _file(service: Service, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.slow
 def test_a_search_that_fails_exits_6_and_one_that_takes_too_long_7(
     service: Service, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,7 +273,6 @@ def test_one_key_makes_one_search(service: Service, run: Run, capsys: pytest.Cap
     failing(submitting(service, "--key", "once", "--set", "seed=7"), 2, capsys)
 
 
-@pytest.mark.slow
 def test_tokens_are_made_listed_and_revoked(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

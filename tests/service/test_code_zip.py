@@ -151,6 +151,7 @@ NAMES = ["ab", "ba", ".a", "a b", "#a", "!a", "a-", "x/a", "x/b", "b/b", "b/ab",
 NAMES += ["a/a", "a/ab", "a/b/b", "a/b/ab", "a/b/a/ba", "a/x/y/b", "[a]", "x/a*", "x/y/b/a"]
 
 
+@pytest.mark.slow
 @needs_git
 @PROFILE
 @given(patterns=PATTERNS, inner=st.just([]) | PATTERNS)

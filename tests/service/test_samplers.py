@@ -171,6 +171,7 @@ def best_found(kind: str, seed: int) -> float:
     return min(map(loss, points))
 
 
+@pytest.mark.slow
 def test_tpe_beats_random_on_a_quadratic() -> None:
     seeds = range(7)
     tpe, random = ([best_found(kind, seed) for seed in seeds] for kind in ("tpe", "random"))

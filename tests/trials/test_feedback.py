@@ -271,6 +271,7 @@ def test_before_training_signs_are_as_good_as_chance() -> None:
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_says_what_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

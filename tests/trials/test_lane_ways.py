@@ -123,6 +123,7 @@ def journey(
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("membership", ["interval", "band"])
 @pytest.mark.parametrize("case", list(CASES))

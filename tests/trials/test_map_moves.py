@@ -154,6 +154,7 @@ ARMS: dict[str, tuple[Network, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["per_lane", "unfolded"])
 @pytest.mark.parametrize("moved", [False, True], ids=["rounded", "moved"])
 @pytest.mark.parametrize("name", list(ARMS))

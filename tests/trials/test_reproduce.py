@@ -77,6 +77,7 @@ QUICK = [(name, arm) for name in NETWORKS for arm in ARMS if "padded" not in arm
 SLOW = [(name, arm) for name in NETWORKS for arm in ARMS if (name, arm) not in QUICK]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arm"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.long) for case in SLOW)])
 def test_the_network_taken_is_the_one_measured(name: str, arm: str) -> None:
     network, facts = NETWORKS[name], ARMS[arm]

@@ -235,6 +235,7 @@ def test_every_classic_table_loads(name: str) -> None:
         assert set(task.train.y) == set(range(task.outputs))
 
 
+@pytest.mark.slow
 @needs_data
 def test_inference_misses_only_the_wines() -> None:
     """Wine quality is a grade from 3 to 9: whole numbers, few, many rows each. Nothing tells it from classes."""
