@@ -13,8 +13,6 @@ pauses, stops, cancels, scales, extends and narrows the search as they say.
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +34,7 @@ from service.progress import stored
 from service.samplers import Sampler
 from service.slot import Assignment
 from service.spec import SearchSpec, check
+from trials import layout
 from trials.goals import Goal
 from trials.store import IDLE, Conflict, SearchStore, Store
 from trials.tasks import Task
@@ -57,12 +56,6 @@ class Result:
     progress: Progress
     lanes: int
     goal: int = 0
-
-
-def new_search_id(name: str) -> str:
-    """A fresh id: the spec's name, made fit for a file name, and six random digits."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "search"
-    return f"{slug}-{secrets.token_hex(3)}"
 
 
 def run(
@@ -88,7 +81,7 @@ def run(
         sampler: asks instead of the spec's own; such a search cannot be resumed.
         bench: where local workers come from and return to.
     """
-    name = search_id or new_search_id(spec.name)
+    name = search_id or layout.fresh_id(spec.name)
     versions = {library: version(library) for library in ("torch", "optuna", "pyarrow")}
     document = {
         "name": spec.name,

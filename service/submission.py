@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -137,9 +136,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 
 def _free_id(store: Store, name: str) -> str:
-    """A fresh id: the spec's name, made fit for a file name, and six random digits."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "search"
-    while layout.search(store.root, search_id := f"{slug}-{secrets.token_hex(3)}").exists():
+    while layout.search(store.root, search_id := layout.fresh_id(name)).exists():
         pass
     return search_id
 

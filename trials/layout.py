@@ -21,6 +21,7 @@ Names made outside (search and bundle ids) become file names, so they are checke
 from __future__ import annotations
 
 import re
+import secrets
 from pathlib import Path
 
 DIGITS = 16  # of the sha256 in a segment's name
@@ -31,6 +32,12 @@ _UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]+\.tmp")
 _GOAL = re.compile(r"(\d{8})\.json")
 _LOG = re.compile(r"(\d+)-(\d+)-.*\.arrow")
 _PART = re.compile(r"(part|final)-(\d+)-.*\.arrow")
+
+
+def fresh_id(name: str) -> str:
+    """A new search's id: its name, made fit for a file's, and six random digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-") or "search"
+    return f"{slug}-{secrets.token_hex(3)}"
 
 
 def id_faults(where: str, name: str) -> list[str]:

@@ -183,10 +183,6 @@ class SearchStore:
         """
         return checkpoints.load(layout.checkpoints(self.path), start, numbers)
 
-    def forget_checkpoints(self, bundle_id: str, attempt: int) -> None:
-        """Remove what checkpoints an attempt has: nobody goes on from them."""
-        checkpoints.forget(layout.checkpoints(self.path), bundle_id, attempt)
-
     # -- the goal --------------------------------------------------------------------------------------------------
 
     def goals(self) -> list[Goal]:

@@ -98,8 +98,9 @@ def _driven(
     store = Store(root)  # one that cannot be written says so before the slow imports
     from service import driver
     from service.controller import SearchFailed
+    from trials import layout
 
-    name = search_id or driver.new_search_id(new[0].name if new else "")
+    name = search_id or layout.fresh_id(new[0].name if new else "")
     again = resuming(name, root, executor.value)
     result, why = None, ""
     with Live(quiet=quiet) as live, _stoppable(again) as stop, contextlib.redirect_stdout(sys.stderr):

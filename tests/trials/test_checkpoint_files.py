@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from store_cases import fail_fsync
 
-from trials import checkpoints
+from trials import checkpoints, layout
 from trials.records import Checkpoint, Start
 from trials.resuming import picked
 from trials.store import Damaged, SearchStore, Store
@@ -102,8 +102,8 @@ def test_what_is_forgotten_is_gone_and_nothing_else(search: SearchStore) -> None
         search.save_checkpoint(c)
     left = search.path / "checkpoints" / ".b0.0-0000000009-0123456789abcdef.safetensors.00ff00ff00ff.tmp"
     left.write_bytes(b"of a writer that was killed")
-    search.forget_checkpoints("b0", 0)
-    search.forget_checkpoints("b0", 0)
+    checkpoints.forget(layout.checkpoints(search.path), "b0", 0)
+    checkpoints.forget(layout.checkpoints(search.path), "b0", 0)
     assert search.checkpoints() == {("b0", 10): 5, ("b0.0-x", 0): 3}
     assert len(files(search)) == 2
 
@@ -113,7 +113,7 @@ def test_a_search_of_before_there_were_checkpoints_opens_and_takes_one(search: S
     old = Store(search.path.parents[1]).search("s")
     assert old.checkpoints() == {}
     assert old.verify() == []
-    old.forget_checkpoints("b0", 0)
+    checkpoints.forget(layout.checkpoints(old.path), "b0", 0)
     with pytest.raises(Damaged, match=r"no checkpoint of b0\.0 at step 7"):
         old.load_checkpoint(start_of(checkpoint(7)), [4])
     old.save_checkpoint(checkpoint(7))
