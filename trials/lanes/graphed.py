@@ -73,6 +73,22 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+@functools.cache
+def _anchor(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph that nobody replays and that is always there, with the pool of memory that all captures of a process
+    share, for one of them is replayed at a time. (The pool of a graph that is gone is kept and never used again; a pool
+    without a graph cannot be captured into.)"""
+    graph, nothing = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
+
+    def capture() -> None:
+        graph.capture_begin(capture_error_mode="thread_local")
+        nothing.add_(1.0)
+        graph.capture_end()
+
+    aside(capture, device)
+    return graph
+
+
 def aside(work: Callable[[], None], device: torch.device) -> None:
     """Do something in the stream of captures, after all that has been asked for and before all that comes."""
     stream = _stream(device)
@@ -85,10 +101,10 @@ def aside(work: Callable[[], None], device: torch.device) -> None:
 def captured(work: Callable[[], None], device: torch.device) -> Replayed:
     """Something as a CUDA graph; it is not done yet. (`torch.cuda.graph` would wait for the device and hand back all
     memory that torch keeps, which takes longer than many steps.)"""
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), _anchor(device).pool()
 
     def capture() -> None:
-        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             work()
         except BaseException:
