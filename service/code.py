@@ -37,6 +37,7 @@ __all__ = ["Packed", "packed", "unpacked", "zip_faults"]
 
 LEFT_AFTER = 3600.0  # seconds after which nobody is unpacking any more
 _TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+_HALF = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{8}")  # what is being unpacked
 _SHA = re.compile(r"[0-9a-f]{64}")
 
 
@@ -173,7 +174,6 @@ def unpacked(store_root: Path, sha256: str, cache: Path) -> Path:
     making = cache / f".{sha256[:16]}-{secrets.token_hex(4)}"
     try:
         _extract(payload, making)
-        os.sync()  # what has the name is whole, after a power cut too
         try:
             making.rename(ready)
         except OSError as error:
@@ -188,9 +188,9 @@ def unpacked(store_root: Path, sha256: str, cache: Path) -> Path:
 
 def _swept(cache: Path) -> None:
     """Removes what killed processes left half unpacked."""
-    for path in cache.glob(".*-*"):
+    for path in cache.iterdir():
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFT_AFTER:
+            if _HALF.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_AFTER:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -205,4 +205,6 @@ def _extract(payload: bytes, directory: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(entry) as source, path.open("xb") as target:
                 shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(target.fileno())  # what has the name is whole, after a power cut too
             path.chmod(0o444)

@@ -409,7 +409,8 @@ class Controller:
         self._gone.append(worker)  # its last pull may still wait here, and must not be given a bundle
         for bundle, holder, began in list(self._out.values()):
             if _is_of(holder, worker):
-                if outcomes := self.search.closed_outcomes(bundle.id, bundle.attempt):
+                outcomes = self.search.closed_outcomes(bundle.id, bundle.attempt)
+                if len(outcomes) == len(bundle.trials):
                     self._take_in([Arrived(bundle, outcomes)])  # it went before it could say so
                     continue
                 del self._out[bundle.id]

@@ -93,7 +93,7 @@ def run(
     }
     search = store.create(name, document)
     orders = Orders(watch=watch, interrupted=interrupted)
-    prepare = partial(prepared, search, spec, task, local=executor == "local")
+    prepare = partial(_prepared, search, spec, task, executor, orders)
     return _drive(search, prepare, store, executor, directory, orders, sampler=sampler, bench=bench)
 
 
@@ -133,18 +133,30 @@ def resume(
         state = IDLE[goal.state]
         return Result(search_id=search_id, state=state, progress=stored(search), lanes=0, goal=goal.version)
     directory = directory or Path(document["directory"])
+    orders = Orders(watch=watch, interrupted=interrupted, slots=slots, engaged=engaged)
     declared = without_unused(document["spec"])
+    prepare: Callable[[], Prepared | None]
     if executor == "ray" and runtime_env and runtime_env.keys() & INSTALLERS:  # only there can their code be imported
         from service.executors.ray_connection import there
 
         anew = partial(prepared_anew, str(store.root.absolute()), search_id, declared)
         gpus = SearchSpec.from_dict(declared).resources.gpus_per_worker
-        prepare = partial(there, anew, runtime_env, gpus)
+        prepare = partial(there, anew, runtime_env, gpus, partial(_given_up, search, orders))
     else:
         spec, task = check(declared, directory=directory)
-        prepare = partial(prepared, search, spec, task, local=executor == "local")
-    orders = Orders(watch=watch, interrupted=interrupted, slots=slots, engaged=engaged)
+        prepare = partial(_prepared, search, spec, task, executor, orders)
     return _drive(search, prepare, store, executor, directory, orders, bench=bench, runtime_env=runtime_env)
+
+
+def _given_up(search: SearchStore, orders: Orders) -> bool:
+    return orders.interrupted.is_set() or wanted(search).state in IDLE
+
+
+def _prepared(
+    search: SearchStore, spec: SearchSpec, task: Task | Callable[..., Any], executor: Executor, orders: Orders
+) -> Prepared:
+    workers = Steering(search, orders.slots).workers() if executor == "local" else 1
+    return prepared(search, spec, task, workers=max(1, workers))
 
 
 class Orders:
@@ -166,7 +178,7 @@ class Orders:
 
 def _drive(
     search: SearchStore,
-    prepare: Callable[[], Prepared],
+    prepare: Callable[[], Prepared | None],
     store: Store,
     executor: Executor,
     directory: Path | None,
@@ -187,7 +199,7 @@ def _drive(
 
 def _sitting(
     search: SearchStore,
-    prepare: Callable[[], Prepared],
+    prepare: Callable[[], Prepared | None],
     store: Store,
     executor: Executor,
     directory: Path | None,
@@ -198,7 +210,10 @@ def _sitting(
     runtime_env: Mapping[str, Any] | None = None,
 ) -> Result:
     with search.lease() as lease:
-        ready = prepare()
+        if (ready := prepare()) is None:
+            goal = wanted(search)
+            state = IDLE.get(goal.state, "interrupted")
+            return Result(search_id=search.id, state=state, progress=stored(search), lanes=0, goal=goal.version)
         spec, plan, lanes = ready.spec, ready.plan, ready.lanes
         where = str((directory or Path.cwd()).absolute())
         job = Assignment(

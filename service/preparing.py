@@ -10,13 +10,13 @@ environment has, a process there prepares (`service.executors.ray_connection.the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from search_spaces.networks import Own
-from service.goal import wanted
 from service.planning import device_of, plan_of, threads_of
 from service.spec import SearchSpec, check
 from trials.calibrate import CANDIDATES, calibrate, fitting, is_plain
@@ -39,11 +39,10 @@ class Prepared:
     measured: dict[str, Any] | None
 
 
-def prepared(
-    search: SearchStore, spec: SearchSpec, task: Task | Callable[..., Any], *, local: bool = False
-) -> Prepared:
-    """Here and now. `local`: all workers will be on this machine and share its memory."""
-    sharing = wanted(search).workers if local else 1
+def prepared(search: SearchStore, spec: SearchSpec, task: Task | Callable[..., Any], *, workers: int = 1) -> Prepared:
+    """Here and now. So many `workers` will share this machine's memory; those with a part of a GPU share that, too."""
+    gpus = spec.resources.gpus_per_worker
+    sharing = max(workers, math.floor(1 / gpus) if 0 < gpus < 1 else 1)
     with threads(threads_of(spec)):
         lanes, way, measured = _lanes(search, spec, plan_of(spec, task), sharing)
     plan = plan_of(spec, task, way)

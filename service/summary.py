@@ -130,7 +130,7 @@ def described(search: SearchStore, store: Store | None = None) -> dict[str, Any]
     return {
         **whole,
         "submitter": document.get("owner", ""),
-        "priority": document.get("priority"),
+        "priority": (goal or {}).get("priority") or document.get("priority"),
         "wanted": goal,
         "job": None,
         "damaged": [{"path": str(lost.path), "reason": lost.reason} for lost in search.damaged],

@@ -52,7 +52,7 @@ class Event:
 
 class LogWriter:
     """Appends events; each `append` is one durable segment. For one thread. Once another writer has begun a later
-    epoch, this one is refused."""
+    epoch, this one is refused when it next looks; that there is one writer is the lease's doing."""
 
     def __init__(self, directory: Path, epoch: int) -> None:
         self.epoch = epoch

@@ -67,8 +67,10 @@ class Trainer:
         if start is not None:
             fits(start, bundle)
         try:
-            run = FusedRun(self.plan, bundle, self.rows, self.device, worker, start, grouped=self.grouped)
-            for record in run.records(checkpoint_every):
+            # without a name for the run, its tensors go with its frames where memory ends
+            for record in FusedRun(
+                self.plan, bundle, self.rows, self.device, worker, start, grouped=self.grouped
+            ).records(checkpoint_every):
                 yield replace(record, code=self.code) if isinstance(record, Checkpoint) else record
         except Exception as error:
             ending = Ending.ERROR

@@ -93,7 +93,7 @@ async def list_searches(
 ) -> Response:
     """Every search of the store, on the board or not, the newest first."""
     place = forms.place_of(cursor, (int, str))
-    states = {text.strip() for text in state.split(",")} if state else None
+    states = {text.strip() for text in state.split(",") if text.strip()} if state else None
     if faults := [unknown("state", text, STATES, "state") for text in sorted(states or ()) if text not in STATES]:
         raise Invalid(faults)
     desk = desk_of(request)

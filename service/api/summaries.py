@@ -120,7 +120,7 @@ class Summaries:
             "state": self.state(search_id, job),
             "why": (job.why if job else "") or brief["why"] or None,
             "owner": facts.get("owner", ""),
-            "priority": job.priority if job else facts.get("priority", PRIORITY),
+            "priority": job.priority if job else brief["goal"].priority or facts.get("priority", PRIORITY),
             "workers": job.workers if job else brief["goal"].workers,
             "goal_version": job.goal if job else brief["goal"].version,
             "created": brief["created"],

@@ -68,11 +68,12 @@ class LocalWorkers:
         self._early_deaths = 0
         self._last_words = ""
         self._resting = -math.inf  # until then nobody is engaged
+        self._refused = 0  # times in a row that there was no process to be had, and nobody at work
         self._error: BaseException | None = None
 
     def run(self) -> None:
         """Keep as many processes at work as are wanted until the controller is done. Raises `SearchFailed` if none can
-        start."""
+        start, and `OSError` if this machine has no room for any, which may pass."""
         try:
             while not self._given_up():
                 self._sweep()
@@ -134,9 +135,12 @@ class LocalWorkers:
         try:
             worker = self.bench.take(job.threads, job.code) if self.bench else Worker.start(job.threads)
         except OSError as error:  # the machine has no process, memory or file left: those at work go on
-            self._resting, self._last_words = time.monotonic() + PAUSE, f"{error}"
-            self._early_deaths += not self._threads
+            self._resting = time.monotonic() + PAUSE
+            self._refused = 0 if self._threads else self._refused + 1
+            if self._refused == MOST_EARLY_DEATHS:
+                self._error = OSError(error.errno, f"no worker process can be had: {error.strerror}")
             return
+        self._refused = 0
         name = f"local-{self._number}-{worker.process.pid}"
         self._number += 1
         self._threads[name] = threading.Thread(target=self._attend, args=(name, worker), name=name)

@@ -27,6 +27,7 @@ from service.progress import SearchFailed
 
 UNFIT = "what the search's code requires cannot be set up on Ray: {error}"
 Answer = TypeVar("Answer")
+LOOK = 0.5  # seconds between looks whether an answer is still wanted
 BUSY = 10.0  # seconds that a process that waited gets to answer
 _SHARED = {"PL_DISABLE_FORK": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}  # what Tune sets: the same for all, so that processes
 # that wait can be used for any of them
@@ -59,6 +60,7 @@ def connect(cpus: int, runtime_env: Mapping[str, Any] | None = None) -> bool:
         ray.init(num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     else:
         _join(address, options)
+    _given.clear()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a slot that died is replaced, and told of elsewhere
     return True
 
@@ -89,8 +91,10 @@ def hired(workers: int, cpus: float, runtime_env: Mapping[str, Any] | None) -> t
     return _host(), started
 
 
-def there(work: Callable[[], Answer], runtime_env: Mapping[str, Any], gpus: float = 0.0) -> Answer:
-    """What `work` returns in a process of that environment.
+def there(
+    work: Callable[[], Answer], runtime_env: Mapping[str, Any], gpus: float, given_up: Callable[[], bool]
+) -> Answer | None:
+    """What `work` returns in a process of that environment; None when it was given up before.
 
     Raises:
         Invalid: as `work` does.
@@ -104,6 +108,10 @@ def there(work: Callable[[], Answer], runtime_env: Mapping[str, Any], gpus: floa
     try:
         process: Any = ray.remote(_answer)
         asked = process.options(num_cpus=0, num_gpus=gpus).remote(work)
+        while not ray.wait([asked], timeout=LOOK)[0]:
+            if given_up():
+                ray.shutdown()
+                return None
         answer: Answer | tuple[str, ...] = ray.get(asked)
     except BaseException as error:
         ray.shutdown()

@@ -85,14 +85,15 @@ class Worker:
     def start(cls, threads: int) -> Worker:
         """A new process with `threads` threads for its arithmetic."""
         with contextlib.ExitStack() as stack:
+            kept = stack.enter_context(contextlib.ExitStack())  # closed where no process comes of it
             ours, theirs = socket.socketpair()
+            kept.callback(ours.close)
             stack.callback(theirs.close)
             life_end, lifeline = os.pipe()
+            kept.callback(os.close, lifeline)
             stack.callback(os.close, life_end)
             words = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe would block a worker that says much)
-            kept = stack.enter_context(contextlib.ExitStack())  # closed where no process comes of it
-            for close in (ours.close, words.close, lambda: os.close(lifeline)):
-                kept.callback(close)
+            kept.callback(words.close)
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "service.executors.worker", str(theirs.fileno()), str(life_end)],
                 pass_fds=[theirs.fileno(), life_end],

@@ -405,7 +405,7 @@ def test_processes_that_cannot_be_had_are_tried_again_and_leave_nothing_open(
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", scarce)
         if failures > 3:
-            with pytest.raises(SearchFailed, match=r"no worker process could start.*temporarily unavailable"):
+            with pytest.raises(OSError, match=r"no worker process can be had: Resource temporarily unavailable"):
                 searched(store, spec, "local")
         else:
             assert searched(store, spec, "local")[1] == truth(short)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
@@ -223,6 +224,19 @@ def test_what_cannot_be_prepared_there_fails_in_its_own_words(head, store, tmp_p
     with driven(head, store, search, directory, environment, stderr=subprocess.PIPE) as driver:
         _, said = driver.communicate(timeout=240)
     assert "gooseberry" in said.splitlines()[-1], said
+
+
+@pytest.mark.long
+def test_what_waits_to_be_prepared_can_be_cancelled(head, store, tmp_path):
+    """No node has a GPU to prepare on."""
+    wheel = wheel_of(tmp_path, "blueberry", "VALUE = 7.0\n")
+    directory = code(tmp_path / "code", objective=OBJECTIVE)
+    search = created(store, "berries", directory, budget={"trials": 4}, resources={"gpus_per_worker": 1})
+    with driven(head, store, search, directory, {"working_dir": str(directory), "pip": [str(wheel)]}) as driver:
+        until(lambda: search.state() == "running")
+        time.sleep(2.0)
+        change(search, Edit(verb="cancel"))
+        assert end_of(driver) == "cancelled"
 
 
 def wheel_of(directory: Path, name: str, text: str) -> Path:

@@ -95,7 +95,7 @@ def one_at_a_time(search: SearchStore) -> None:
     assert all(max(a) <= min(b) for a, b in zip(list(spans.values()), list(spans.values())[1:], strict=False))
     told = [number for event in events if event.kind == "told" for number in event.body["numbers"]]
     assert len(told) == len(set(told)), "a trial was told twice"
-    segments = [layout.log_place(path.name) for path in layout.log(search.path).iterdir()]
+    segments = [layout.log_place(path.name) for path in layout.log(search.path).glob("*.arrow")]
     assert len(segments) == len(set(segments)), "two wrote the same place of the log"
 
 

@@ -329,7 +329,7 @@ class DenseLanes:
         self.grade_together(_padded(grades))
 
     def grade_together(self, grades: Sequence[Tensor]) -> None:
-        """The same by layer, [K, N] each, N at least as many as any lane has."""
+        """The same by layer, [K, N] each, N at least as many as there is room for."""
         self.sample_together(grades)
         speak = [m_KN > 0 for m_KN in grades]
         still = self._alive_T is not None and all(map(torch.equal, speak, self._speak))
