@@ -37,6 +37,9 @@ def test_an_edit_is_stored_and_the_board_is_told(api: Api, goal: str) -> None:
     assert ada.patch(goal, json={"verb": "prioritise", "priority": 70}).json()["priority"] == 70
     assert api.board.get(search_id).priority == 70
     assert posted(api.store.search(search_id)).priority == 70, "a board that is made anew knows it too"
+    api.board.plugged = False
+    assert api.client.get(f"/v1/searches/{search_id}").json()["priority"] == 70, "and so does the store without one"
+    api.board.plugged = True
     assert ada.patch(goal, json={"verb": "pause"}).json()["state"] == "pause"
     assert api.client.get(f"/v1/searches/{search_id}").json()["state"] == "paused"
     assert ada.patch(goal, json={"verb": "resume"}).json()["state"] == "run"

@@ -287,12 +287,14 @@ def test_what_was_packed_comes_out_again_read_only_and_once(tmp_path: Path) -> N
 def test_what_a_killed_process_left_half_unpacked_goes_in_time(tmp_path: Path) -> None:
     sha, cache = kept(tmp_path, made("mine.py")), tmp_path / "cache"
     old, young = cache / ".0123456789abcdef-00000000", cache / ".0123456789abcdef-00000001"
-    for left in (old, young):
+    foreign = cache / ".somebody-elses"
+    for left in (old, young, foreign):
         left.mkdir(parents=True)
         (left / "half.py").write_text("x =")
-    os.utime(old, (0, 0))
+    for left in (old, foreign):
+        os.utime(left, (0, 0))
     place = unpacked(tmp_path, sha, cache)
-    assert sorted(cache.iterdir()) == sorted([young, place])
+    assert sorted(cache.iterdir()) == sorted([young, foreign, place])
 
 
 def test_many_at_once_get_one_whole_directory(tmp_path: Path) -> None:
