@@ -34,7 +34,6 @@ from machine_cases import TTL, Hands, Process, Witness, Work, at_rest
 from machine_truth import NONE, Truth, told_by
 
 from search_spaces.faults import Invalid
-from service import submission
 from service.board import LeaseLost
 from service.board.rebuild import posted
 from service.goal import Edit, change, wanted
@@ -83,7 +82,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.room = tempfile.TemporaryDirectory(dir=ROOM)
         self.patch = pytest.MonkeyPatch()
         salt = itertools.count()  # ids that are the same whenever the same steps are taken
-        self.patch.setattr(submission, "secrets", SimpleNamespace(token_hex=lambda n: f"{next(salt):0{2 * n}x}"))
+        self.patch.setattr(layout, "secrets", SimpleNamespace(token_hex=lambda n: f"{next(salt):0{2 * n}x}"))
         self.patch.setattr(os, "fsync", lambda handle: None)
         self.patch.setattr(lease, "_PATIENCE", 0.0)
         self.store = Store(Path(self.room.name) / "store")
