@@ -92,6 +92,7 @@ def test_imports_go_one_way(layer):
     assert wrong == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", PACKAGES)
 def test_a_library_has_one_package(library):
     found = {str(p.relative_to(ROOT)) for layer in LAYERS for p in sources(layer) if library in imports_of(p)}
@@ -99,6 +100,7 @@ def test_a_library_has_one_package(library):
     assert {name for name in found if not name.startswith(PACKAGES[library])} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [*HOMES, "redis"])
 def test_a_library_has_one_home(library):
     found = {str(p.relative_to(ROOT)) for layer in LAYERS for p in sources(layer) if library in imports_of(p)}

@@ -248,6 +248,7 @@ def test_drivers_work_on_while_the_board_does_not_answer(place, start):
     assert place.board.get("a").epoch == job.epoch
 
 
+@pytest.mark.slow
 def test_a_board_that_forgets_everything_or_is_away_beyond_the_lease_ends_no_driver(place, start):
     search, board = stubbed(place, "a", "wait"), Flaky(place.board)
     _, said = start(board)

@@ -468,6 +468,7 @@ def round_trips(spec: SearchSpec) -> None:
     assert again.digest() == spec.digest()
 
 
+@pytest.mark.slow
 @PROFILE
 @given(place=st.sampled_from(places(FULL)), value=GARBAGE)
 def test_garbage_at_any_key_is_refused_in_sentences(place, value):
@@ -479,6 +480,7 @@ def test_garbage_at_any_key_is_refused_in_sentences(place, value):
     judge(data)
 
 
+@pytest.mark.slow
 @PROFILE
 @given(data=GARBAGE | st.dictionaries(st.sampled_from(sorted(FULL)) | KEYS, GARBAGE, max_size=6))
 def test_garbage_as_a_spec_is_refused_in_sentences(data):

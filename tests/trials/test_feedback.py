@@ -217,6 +217,7 @@ def digits(
     return lanes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "points"), [("relu", 1.5), ("tanh", 1.0)])
 def test_one_hidden_layer_learns_digits_about_as_backprop_does(activation: str, points: float) -> None:
     """Each at the best of its own rates; chance is 90 %. With relu it is a point behind, with tanh less."""

@@ -178,6 +178,7 @@ def alone(case: str, sizes: list[int], rule: str) -> list[tuple[nn.Module, torch
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.parametrize("way", WAYS)

@@ -165,6 +165,7 @@ def whole_lanes(case: Case, way: str, rule: str) -> Any:
     return lanes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 @pytest.mark.parametrize(("way", "rule"), [("per_lane", "adamw"), ("grouped", "adamw"), ("unfolded", "sgd")])
 def test_whole_lanes_equal_plain_networks_in_torchs_own_loop(way: str, name: str, rule: str) -> None:

@@ -202,6 +202,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_outlives_a_kill_at_any_moment(tmp_path: Path, search: SearchStore) -> None:
     rng = random.Random(0)
     acknowledged = []

@@ -308,6 +308,7 @@ def test_an_exception_is_an_error_with_the_end_of_its_traceback() -> None:
         assert outcome.point == points(plan, 3)[outcome.number]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["black box", "bilevel"])
 def test_time_that_is_up_ends_as_cancelled(arm: str) -> None:
     plan = plan_of(**ARMS[arm])
